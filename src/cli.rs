@@ -1,0 +1,334 @@
+//! The command line: arguments, what is printed, and exit codes.
+
+use std::fmt::Display;
+use std::io::{self, BufRead, IsTerminal, Write};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use serde_json::Value;
+use tracing::level_filters::LevelFilter;
+
+use crate::admin::{self, AdminError};
+use crate::engine::Registration;
+use crate::limits::Limits;
+use crate::net::{self, Server, ServerOptions};
+
+const DATA_DEFAULT: &str = "kurir-data";
+const DATA_DEMO: &str = "kurir-demo";
+const LISTEN_DEFAULT: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 8889);
+const REGISTRATIONS_PER_MINUTE: u32 = 10;
+
+/// It was done, and failed.
+const EXIT_FAILED: u8 = 1;
+/// It was not begun: the arguments or the surroundings are wrong.
+const EXIT_USAGE: u8 = 2;
+
+/// A message and file server for one host: a line in, JSON out, and what it says OK to is on the disk.
+#[derive(Debug, Parser)]
+#[command(name = "kurir", version, arg_required_else_help = true, max_term_width = 100)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Serve(Box<Serve>),
+    /// Add, list and remove accounts, and set their passwords, whether the server runs or not
+    #[command(subcommand)]
+    User(UserCommand),
+    /// Look at groups, whether the server runs or not
+    #[command(subcommand)]
+    Group(GroupCommand),
+}
+
+/// Run the server
+///
+/// To try it, with the accounts messi, henderson and lineker (password surabaya) and the group group1:
+///
+///   kurir serve --demo
+///
+/// To run it, with accounts that you add by `kurir user add`:
+///
+///   kurir serve --data /var/lib/kurir --listen 0.0.0.0:8889 --listen '[::]:8889'
+///
+/// It stops on SIGTERM and SIGINT: what it has received is answered first. A second signal stops it at once.
+#[derive(Args, Debug)]
+#[command(verbatim_doc_comment)]
+struct Serve {
+    /// Where to listen; may be given several times [default: 127.0.0.1:8889]
+    #[arg(long, env = "KURIR_LISTEN", value_name = "ADDR:PORT", value_delimiter = ',')]
+    listen: Vec<SocketAddr>,
+
+    /// Where everything is kept; made if it is missing [default: ./kurir-data, or ./kurir-demo with --demo]
+    #[arg(long, env = "KURIR_DATA", value_name = "DIR")]
+    data: Option<PathBuf>,
+
+    /// Make the demonstration accounts, open registration, and listen on this machine only
+    #[arg(long, env = "KURIR_DEMO", value_parser = clap::builder::FalseyValueParser::new())]
+    demo: bool,
+
+    /// Whether strangers may make accounts with REGISTER [default: closed, or open with --demo]
+    #[arg(long, env = "KURIR_REGISTRATION", value_name = "STATE")]
+    registration: Option<RegistrationState>,
+
+    /// Accounts that one address may make a minute, 0 for no limit [default: 10, or 0 with --demo]
+    #[arg(long, env = "KURIR_REGISTRATIONS_PER_MINUTE", value_name = "N")]
+    registrations_per_minute: Option<u32>,
+
+    /// What to log
+    #[arg(long, env = "KURIR_LOG", value_name = "LEVEL", default_value = "info")]
+    log: Level,
+
+    /// How to log it, on standard error
+    #[arg(long, env = "KURIR_LOG_FORMAT", value_name = "FORMAT", default_value = "text")]
+    log_format: LogFormat,
+
+    #[command(flatten)]
+    limits: Limits,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum RegistrationState {
+    Open,
+    Closed,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Level {
+    Off,
+    Error,
+    Warn,
+    Info,
+    Debug,
+    Trace,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum LogFormat {
+    Text,
+    Json,
+}
+
+#[derive(Args, Debug)]
+struct Data {
+    /// The server's data directory
+    #[arg(long, env = "KURIR_DATA", value_name = "DIR", default_value = DATA_DEFAULT)]
+    data: PathBuf,
+}
+
+#[derive(Debug, Subcommand)]
+enum UserCommand {
+    /// Add an account; its password is asked for
+    Add {
+        /// 1 to 32 letters, digits, dots, underscores and hyphens
+        name: String,
+        #[command(flatten)]
+        password: PasswordSource,
+        #[command(flatten)]
+        data: Data,
+    },
+    /// List all accounts
+    List {
+        #[command(flatten)]
+        data: Data,
+    },
+    /// Give an account a new password, which is asked for, and end all its logins
+    Password {
+        /// The account
+        name: String,
+        #[command(flatten)]
+        password: PasswordSource,
+        #[command(flatten)]
+        data: Data,
+    },
+    /// Remove an account with its mailbox, its file list and its logins
+    Remove {
+        /// The account
+        name: String,
+        #[command(flatten)]
+        data: Data,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum GroupCommand {
+    /// List all groups with their members, the owner first
+    List {
+        #[command(flatten)]
+        data: Data,
+    },
+}
+
+#[derive(Args, Debug)]
+struct PasswordSource {
+    /// Read the password from the first line of standard input
+    #[arg(long)]
+    password_stdin: bool,
+}
+
+/// Runs the command line of this process.
+#[must_use]
+pub fn main() -> ExitCode {
+    match Arguments::parse().command {
+        Command::Serve(arguments) => serve(*arguments),
+        Command::User(command) => user(&command),
+        Command::Group(GroupCommand::List { data }) => administer(&data, "GROUP LIST", false, print_groups),
+    }
+}
+
+fn serve(arguments: Serve) -> ExitCode {
+    start_log(arguments.log, arguments.log_format);
+    let options = match server_options(arguments) {
+        Ok((options, is_demo)) => {
+            if is_demo && let Err(error) = admin::make_demo(&options.data) {
+                return fail(EXIT_USAGE, &error);
+            }
+            options
+        }
+        Err(text) => return fail(EXIT_USAGE, &text),
+    };
+    let result = Server::start(options).and_then(|server| {
+        let addresses = server.addresses().map_err(|error| net::ServerError::Setup("ask where it listens", error))?;
+        let lines: String = addresses.iter().map(|address| format!("listening on {address}\n")).collect();
+        // Whoever started it may not care to read this.
+        if let Err(error) = io::stdout().write_all(lines.as_bytes()) {
+            tracing::debug!(%error, "standard output is closed");
+        }
+        server.run()
+    });
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) if error.is_before_start() => fail(EXIT_USAGE, &error),
+        Err(error) => fail(EXIT_FAILED, &error),
+    }
+}
+
+/// What the arguments mean together, and whether it is a demonstration.
+fn server_options(arguments: Serve) -> Result<(ServerOptions, bool), String> {
+    let Serve { mut listen, data, demo, registration, registrations_per_minute, limits, .. } = arguments;
+    if listen.is_empty() {
+        listen.push(LISTEN_DEFAULT);
+    }
+    if demo && let Some(address) = listen.iter().find(|address| !net::is_loopback(address.ip())) {
+        return Err(format!("--demo has a password that everybody knows, so it does not listen on {address}"));
+    }
+    let registration_default = if demo { RegistrationState::Open } else { RegistrationState::Closed };
+    let per_minute_default = if demo { 0 } else { REGISTRATIONS_PER_MINUTE };
+    let registration = Registration {
+        is_open: registration.unwrap_or(registration_default) == RegistrationState::Open,
+        per_minute_max: registrations_per_minute.unwrap_or(per_minute_default),
+    };
+    let data = data.unwrap_or_else(|| PathBuf::from(if demo { DATA_DEMO } else { DATA_DEFAULT }));
+    Ok((ServerOptions { listen, data, registration, limits }, demo))
+}
+
+fn start_log(level: Level, format: LogFormat) {
+    let level = match level {
+        Level::Off => LevelFilter::OFF,
+        Level::Error => LevelFilter::ERROR,
+        Level::Warn => LevelFilter::WARN,
+        Level::Info => LevelFilter::INFO,
+        Level::Debug => LevelFilter::DEBUG,
+        Level::Trace => LevelFilter::TRACE,
+    };
+    let log = tracing_subscriber::fmt()
+        .with_max_level(level)
+        .with_target(false)
+        .with_ansi(io::stderr().is_terminal())
+        .with_writer(io::stderr);
+    match format {
+        LogFormat::Text => log.init(),
+        LogFormat::Json => log.json().init(),
+    }
+}
+
+fn user(command: &UserCommand) -> ExitCode {
+    match command {
+        UserCommand::Add { name, password, data } => with_password(name, password, |password| {
+            administer(data, &format!("USER ADD {name} {password}"), true, |_| Ok(()))
+        }),
+        UserCommand::Password { name, password, data } => with_password(name, password, |password| {
+            administer(data, &format!("USER PASSWORD {name} {password}"), false, |_| Ok(()))
+        }),
+        UserCommand::Remove { name, data } => match check_word("a user name", name) {
+            Ok(()) => administer(data, &format!("USER REMOVE {name}"), false, |_| Ok(())),
+            Err(text) => fail(EXIT_USAGE, &text),
+        },
+        UserCommand::List { data } => administer(data, "USER LIST", false, print_names),
+    }
+}
+
+fn with_password(name: &str, source: &PasswordSource, then: impl FnOnce(&str) -> ExitCode) -> ExitCode {
+    let password = check_word("a user name", name).and_then(|()| {
+        let password = if source.password_stdin { password_from_input() } else { password_from_person(name) };
+        let password = password.map_err(|error| format!("no password: {error}"))?;
+        check_word("a password", &password).map(|()| password)
+    });
+    match password {
+        Ok(password) => then(&password),
+        Err(text) => fail(EXIT_USAGE, &text),
+    }
+}
+
+/// A parameter of a request ends at a blank.
+fn check_word(what: &str, word: &str) -> Result<(), String> {
+    if word.is_empty() {
+        return Err(format!("{what} may not be empty"));
+    }
+    if word.chars().any(|letter| letter == ' ' || letter.is_control()) {
+        return Err(format!("{what} has no blanks and no control characters"));
+    }
+    Ok(())
+}
+
+fn password_from_input() -> io::Result<String> {
+    let mut line = String::new();
+    io::stdin().lock().read_line(&mut line)?;
+    Ok(line.trim_end_matches(['\r', '\n']).to_owned())
+}
+
+fn password_from_person(name: &str) -> io::Result<String> {
+    if !io::stdin().is_terminal() {
+        return Err(io::Error::other("there is no terminal to ask on; use --password-stdin"));
+    }
+    let password = rpassword::prompt_password(format!("Password for {name}: "))?;
+    if rpassword::prompt_password("The same again: ")? == password {
+        Ok(password)
+    } else {
+        Err(io::Error::other("the two are not the same"))
+    }
+}
+
+fn administer(data: &Data, line: &str, may_create: bool, print: impl FnOnce(&Value) -> io::Result<()>) -> ExitCode {
+    match admin::request(Path::new(&data.data), line, may_create) {
+        Ok(reply) => match print(&reply["data"]) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+            Err(error) => fail(EXIT_FAILED, &error),
+        },
+        Err(error @ AdminError::Refused(_)) => fail(EXIT_FAILED, &error),
+        Err(error) => fail(EXIT_USAGE, &error),
+    }
+}
+
+fn print_names(names: &Value) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    names.as_array().into_iter().flatten().filter_map(Value::as_str).try_for_each(|name| writeln!(out, "{name}"))
+}
+
+fn print_groups(groups: &Value) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    groups.as_object().into_iter().flatten().try_for_each(|(name, members)| {
+        let members: Vec<&str> = members.as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+        writeln!(out, "{name}: {}", members.join(", "))
+    })
+}
+
+/// Says on standard error, in one line, what went wrong.
+fn fail(code: u8, error: &impl Display) -> ExitCode {
+    eprintln!("kurir: {error}");
+    ExitCode::from(code)
+}

@@ -1,0 +1,517 @@
+//! What each request does: it is checked against the state, and what it changes is appended to the log and applied.
+//!
+//! Handlers see the state and the parameters, never a buffer, a socket or a disk. A request that takes password work is
+//! begun by [`handle`] and ended by [`resume`]; an upload is begun by [`handle`] and ended by [`store`].
+
+use std::collections::BTreeMap;
+
+use sha2::{Digest, Sha256};
+
+use crate::change::{Change, FileId, GroupId, SessionId, Target, UserId};
+use crate::claims::Claims;
+use crate::connection::Peer;
+use crate::journal::{DiskFull, Log, Lsn};
+use crate::limits::Limits;
+use crate::password::PasswordDone;
+use crate::refusal::Refusal;
+use crate::reply::Reply;
+use crate::request::Request;
+use crate::state::{Group, SESSION_TOUCH_MS, State, User};
+use crate::throttle::Throttle;
+use crate::transfer::Envelope;
+use crate::verb::{Spec, Verb};
+
+const NAME_BYTES_MAX: usize = 32;
+const FILE_NAME_BYTES_MAX: usize = 255;
+const PASSWORD_BYTES_MIN: usize = 8;
+const PASSWORD_BYTES_MAX: usize = 128;
+const TOKEN_DIGITS: usize = 32;
+
+/// What a handler works on.
+pub struct Context<'e> {
+    /// The state.
+    pub state: &'e mut State,
+    /// Where changes are appended.
+    pub log: &'e mut Log,
+    /// INBOX replies on their way.
+    pub claims: &'e Claims,
+    /// The bounds.
+    pub limits: &'e Limits,
+    /// How often an address may register.
+    pub registrations: &'e mut Throttle,
+    /// Strangers may register.
+    pub is_registration_open: bool,
+    /// Milliseconds since 1970, UTC.
+    pub now: u64,
+    /// 128 fresh random bits for a token, each time it is called.
+    pub random: &'e mut dyn FnMut() -> [u8; 16],
+    /// Who asks.
+    pub peer: Peer,
+}
+
+/// What comes of a request that is not refused.
+pub enum Outcome<'s> {
+    /// An answer.
+    Reply(Reply<'s>),
+    /// Something that must be done before there is an answer.
+    Begin(Task),
+}
+
+/// What a handler has the engine do.
+pub enum Task {
+    /// Password work.
+    Password(PasswordWork),
+    /// The messages of a mailbox.
+    Inbox(UserId),
+    /// A file to take in.
+    Upload(Envelope),
+    /// A file to give out.
+    Download(FileId),
+}
+
+/// Password work that a request takes.
+pub struct PasswordWork {
+    /// A password and the hash that it must fit; without one, the answer is no.
+    pub check: Option<(String, Option<String>)>,
+    /// A password to hash.
+    pub hash: Option<String>,
+    /// What to go on with.
+    pub pending: Pending,
+}
+
+/// A request that waits for password work.
+#[derive(Debug)]
+pub struct Pending {
+    /// How it was asked for.
+    pub spec: &'static Spec,
+    step: Step,
+}
+
+/// What is left to do once the password work is done.
+#[derive(Debug)]
+enum Step {
+    Login { user: Option<UserId>, checked: String },
+    AddUser { name: Box<str> },
+    ReplacePassword { user: UserId, keep: Option<SessionId> },
+    CreateGroup { user: UserId, name: Box<str> },
+    JoinGroup { user: UserId, group: GroupId },
+}
+
+type Handled<'s> = Result<Outcome<'s>, Refusal>;
+
+impl From<DiskFull> for Refusal {
+    fn from(DiskFull: DiskFull) -> Self {
+        Self::StorageFull
+    }
+}
+
+/// Does what the request asks for, or begins it.
+///
+/// # Errors
+/// The [`Refusal`] to answer with; nothing has changed then.
+pub fn handle<'e>(context: &'e mut Context<'_>, request: &Request<'_>) -> Handled<'e> {
+    let parameter = |index| request.parameter(index);
+    match request.verb() {
+        Verb::Ping => Ok(Outcome::Reply(Reply::Done)),
+        Verb::Help => Ok(Outcome::Reply(Reply::Help(context.peer.audience()))),
+        Verb::Auth => Ok(login(context, request)),
+        Verb::Register => register(context, request),
+        Verb::UserAdd => add_user(context, request),
+        Verb::UserPassword => set_password(context, request),
+        Verb::UserRemove => remove_user(context, parameter(0)),
+        Verb::UserList => Ok(list_users(context)),
+        Verb::GroupList => Ok(list_groups(context)),
+        _ => {
+            let (session, user) = authorise(context, parameter(0))?;
+            handle_as(context, request, session, user)
+        }
+    }
+}
+
+/// The requests whose first parameter is a token, which was `user`'s.
+fn handle_as<'e>(context: &'e mut Context<'_>, request: &Request<'_>, session: SessionId, user: UserId) -> Handled<'e> {
+    let parameter = |index| request.parameter(index);
+    match request.verb() {
+        Verb::SendMessage => {
+            let to = user_target(context, parameter(1))?;
+            send(context, user, to, parameter(2))
+        }
+        Verb::SendGroupMessage => {
+            let to = Target::Group(group_of(context, user, parameter(1))?);
+            send(context, user, to, parameter(2))
+        }
+        Verb::SendFile => {
+            let to = user_target(context, parameter(1))?;
+            envelope(context, user, to, parameter(2)).map(|envelope| Outcome::Begin(Task::Upload(envelope)))
+        }
+        Verb::SendGroupFile => {
+            let to = Target::Group(group_of(context, user, parameter(1))?);
+            envelope(context, user, to, parameter(2)).map(|envelope| Outcome::Begin(Task::Upload(envelope)))
+        }
+        Verb::Inbox if context.log.has_reserve() => Ok(Outcome::Begin(Task::Inbox(user))),
+        Verb::Inbox => Err(Refusal::StorageFull),
+        Verb::MyFile => Ok(Outcome::Reply(Reply::Files(&known(context.state, user)?.files))),
+        Verb::DownloadFile => {
+            let listed = context.state.file_listed(user, parameter(1), parameter(2));
+            listed.map(|file| Outcome::Begin(Task::Download(file))).ok_or(Refusal::NoSuchFile)
+        }
+        Verb::DeleteFile => delete_file(context, user, parameter(1), parameter(2)),
+        Verb::Logout => context.shrink(&Change::SessionClosed { session }),
+        Verb::ChangePassword => change_password(context, request, session, user),
+        Verb::CreateGroup => create_group(context, request, user),
+        Verb::JoinGroup => join_group(context, request, user),
+        Verb::LeaveGroup => {
+            let group = group_of(context, user, parameter(1))?;
+            context.shrink(&Change::MemberLeft { group, user })
+        }
+        Verb::AddMember => add_member(context, user, parameter(1), parameter(2)),
+        Verb::RemoveMember => remove_member(context, user, parameter(1), parameter(2)),
+        Verb::MyGroup => my_groups(context, user),
+        Verb::Auth
+        | Verb::Register
+        | Verb::Ping
+        | Verb::Help
+        | Verb::UserAdd
+        | Verb::UserList
+        | Verb::UserPassword
+        | Verb::UserRemove
+        | Verb::GroupList => Err(Refusal::UnknownRequest),
+    }
+}
+
+/// Goes on with a request whose password work is done. Who asked may be gone by now, so all is checked again.
+///
+/// # Errors
+/// The [`Refusal`] to answer with; nothing has changed then.
+pub fn resume<'e>(context: &'e mut Context<'_>, pending: Pending, done: &PasswordDone) -> Handled<'e> {
+    let hash = done.hash.as_deref();
+    match pending.step {
+        Step::Login { user, checked } => {
+            let user = user.filter(|_| done.passed).ok_or(Refusal::WrongPassword)?;
+            let account = context.state.user(user).ok_or(Refusal::WrongPassword)?;
+            if *account.password_hash != *checked {
+                return Err(Refusal::WrongPassword);
+            }
+            open_session(context, user)
+        }
+        Step::AddUser { name } => {
+            check_name_is_free(context, &name)?;
+            let user = context.state.next_user();
+            context.grow(&Change::UserAdded { user, name: &name, password_hash: hash.unwrap_or_default() })
+        }
+        Step::ReplacePassword { user, keep } => {
+            let password_hash = hash.ok_or(Refusal::WrongPassword)?;
+            context.grow(&Change::PasswordChanged { user, password_hash, keep })
+        }
+        Step::CreateGroup { user, name } => {
+            known(context.state, user)?;
+            check_name_is_free(context, &name)?;
+            let group = context.state.next_group();
+            context.grow(&Change::GroupCreated { group, name: &name, owner: user, secret_hash: hash })
+        }
+        Step::JoinGroup { user, group } => {
+            known(context.state, user)?;
+            if !done.passed {
+                return Err(Refusal::WrongSecret);
+            }
+            join(context, group, user)
+        }
+    }
+}
+
+/// Stores an upload whose bytes are durable under the name of `file`. Who sent it or who was to get it may be gone by now,
+/// so all is checked again.
+///
+/// # Errors
+/// The [`Refusal`] to answer with; the bytes belong to nobody then.
+pub fn store<'e>(context: &'e mut Context<'_>, file: FileId, bytes: u64, sent: &Envelope) -> Handled<'e> {
+    let &Envelope { from, to, ref name, .. } = sent;
+    known(context.state, from)?;
+    match to {
+        Target::User(user) => known(context.state, user).map(drop).map_err(|_| Refusal::NoSuchUser)?,
+        Target::Group(group) if context.state.is_member(group, from) => {}
+        Target::Group(_) => return Err(Refusal::NotMember),
+    }
+    let allowed = envelope(context, from, to, name)?;
+    if bytes > allowed.bytes_max {
+        return Err(allowed.over);
+    }
+    context.grow(&Change::FileStored { file, from, to, bytes, name })
+}
+
+impl Context<'_> {
+    /// Makes a change and answers that it is done.
+    fn grow(&mut self, change: &Change<'_>) -> Handled<'static> {
+        let lsn = self.log.append(change)?;
+        Ok(self.apply(change, lsn))
+    }
+
+    /// The same for a change that makes the server smaller, which is possible on a full disk.
+    fn shrink(&mut self, change: &Change<'_>) -> Handled<'static> {
+        let lsn = self.log.append_reserved(change)?;
+        Ok(self.apply(change, lsn))
+    }
+
+    fn apply(&mut self, change: &Change<'_>, lsn: Lsn) -> Outcome<'static> {
+        self.state.apply(change, lsn);
+        Outcome::Reply(Reply::Done)
+    }
+}
+
+/// The login that a token stands for. Its use is written down, but not each time.
+fn authorise(context: &mut Context<'_>, token: &str) -> Result<(SessionId, UserId), Refusal> {
+    let id = session_id(token).ok_or(Refusal::InvalidToken)?;
+    let session = context.state.session(id, context.now).ok_or(Refusal::InvalidToken)?;
+    if context.now > session.used.saturating_add(SESSION_TOUCH_MS) {
+        let used = Change::SessionUsed { session: id, at: context.now };
+        // On a full disk the token works all the same, until the last use that was written down is too long ago.
+        if let Ok(lsn) = context.log.append(&used) {
+            context.state.apply(&used, lsn);
+        }
+    }
+    Ok((id, session.user))
+}
+
+/// True when the token is good at `now`.
+#[must_use]
+pub fn is_authorised(state: &State, token: &str, now: u64) -> bool {
+    session_id(token).is_some_and(|session| state.session(session, now).is_some())
+}
+
+/// What is kept of a token: a hash, so that neither the disk nor a memory image gives away a login, and a look-up tells
+/// nothing by its time.
+fn session_id(token: &str) -> Option<SessionId> {
+    if token.len() != TOKEN_DIGITS {
+        return None;
+    }
+    let bits = u128::from_str_radix(token, 16).ok().filter(|_| token.bytes().all(|digit| digit.is_ascii_hexdigit()))?;
+    let hash = Sha256::digest(bits.to_be_bytes());
+    hash.first_chunk::<16>().copied().map(SessionId)
+}
+
+fn login<'e>(context: &Context<'_>, request: &Request<'_>) -> Outcome<'e> {
+    let user = context.state.user_named(request.parameter(0));
+    let hash = user.and_then(|user| context.state.user(user)).map(|account| account.password_hash.to_string());
+    Outcome::Begin(Task::Password(PasswordWork {
+        check: Some((request.parameter(1).to_owned(), hash.clone())),
+        hash: None,
+        pending: Pending { spec: request.spec, step: Step::Login { user, checked: hash.unwrap_or_default() } },
+    }))
+}
+
+fn open_session<'e>(context: &mut Context<'_>, user: UserId) -> Handled<'e> {
+    let held = context.state.user(user).map_or(0, |account| account.sessions.len());
+    let oldest = context.state.session_oldest(user).filter(|_| held >= context.limits.tokens_per_user_max);
+    let bits = u128::from_be_bytes((context.random)());
+    let token = format!("{bits:032x}");
+    let session = session_id(&token).ok_or(Refusal::InvalidToken)?;
+    context.grow(&Change::SessionOpened { session, user, at: context.now })?;
+    if let Some(session) = oldest {
+        context.shrink(&Change::SessionClosed { session })?;
+    }
+    Ok(Outcome::Reply(Reply::Token(token)))
+}
+
+fn register<'e>(context: &mut Context<'_>, request: &Request<'_>) -> Handled<'e> {
+    if !context.is_registration_open {
+        return Err(Refusal::RegistrationClosed);
+    }
+    let work = add_user(context, request)?;
+    if let Peer::Address(address) = context.peer {
+        context.registrations.act(address, context.now).map_err(Refusal::Throttled)?;
+    }
+    Ok(work)
+}
+
+fn add_user<'e>(context: &Context<'_>, request: &Request<'_>) -> Handled<'e> {
+    let name = request.parameter(0);
+    check_name_is_free(context, name)?;
+    let password = new_password(request.parameter(1))?;
+    Ok(Outcome::Begin(Task::Password(PasswordWork {
+        check: None,
+        hash: Some(password),
+        pending: Pending { spec: request.spec, step: Step::AddUser { name: name.into() } },
+    })))
+}
+
+fn set_password<'e>(context: &Context<'_>, request: &Request<'_>) -> Handled<'e> {
+    let user = context.state.user_named(request.parameter(0)).ok_or(Refusal::NoSuchUser)?;
+    let password = new_password(request.parameter(1))?;
+    Ok(Outcome::Begin(Task::Password(PasswordWork {
+        check: None,
+        hash: Some(password),
+        pending: Pending { spec: request.spec, step: Step::ReplacePassword { user, keep: None } },
+    })))
+}
+
+fn change_password<'e>(context: &Context<'_>, request: &Request<'_>, session: SessionId, user: UserId) -> Handled<'e> {
+    let account = known(context.state, user)?;
+    let password = new_password(request.parameter(2))?;
+    Ok(Outcome::Begin(Task::Password(PasswordWork {
+        check: Some((request.parameter(1).to_owned(), Some(account.password_hash.to_string()))),
+        hash: Some(password),
+        pending: Pending { spec: request.spec, step: Step::ReplacePassword { user, keep: Some(session) } },
+    })))
+}
+
+fn remove_user<'e>(context: &mut Context<'_>, name: &str) -> Handled<'e> {
+    let user = context.state.user_named(name).ok_or(Refusal::NoSuchUser)?;
+    context.shrink(&Change::UserRemoved { user })
+}
+
+fn list_users<'e>(context: &'e Context<'_>) -> Outcome<'e> {
+    let mut names: Vec<&str> = context.state.users().map(|user| &*user.name).collect();
+    names.sort_unstable();
+    Outcome::Reply(Reply::Names(names))
+}
+
+fn list_groups<'e>(context: &'e Context<'_>) -> Outcome<'e> {
+    Outcome::Reply(Reply::Groups(context.state.groups().map(|group| members_of(context.state, group)).collect()))
+}
+
+fn my_groups<'e>(context: &'e Context<'_>, user: UserId) -> Handled<'e> {
+    let groups = known(context.state, user)?.groups.iter().filter_map(|group| context.state.group(*group));
+    Ok(Outcome::Reply(Reply::Groups(groups.map(|group| members_of(context.state, group)).collect::<BTreeMap<_, _>>())))
+}
+
+/// A group's name and its members' names, its owner first and the others by how long they have been in it.
+fn members_of<'s>(state: &'s State, group: &'s Group) -> (&'s str, Vec<&'s str>) {
+    let others = group.members.iter().filter(|member| **member != group.owner);
+    let members = std::iter::once(&group.owner).chain(others);
+    (&group.name, members.filter_map(|member| state.user(*member)).map(|user| &*user.name).collect())
+}
+
+fn send<'e>(context: &mut Context<'_>, from: UserId, to: Target, text: &str) -> Handled<'e> {
+    let (messages_max, bytes_max) = (context.limits.mailbox_messages_max, context.limits.mailbox_bytes_max);
+    let is_full = |user: &User| {
+        user.mailbox.entries().len() >= messages_max || user.mailbox.bytes() + text.len() as u64 > bytes_max
+    };
+    if context.state.receivers(from, to).any(is_full) {
+        return Err(Refusal::MailboxFull);
+    }
+    context.grow(&Change::MessageSent { from, to, at: context.now, text })
+}
+
+/// What an upload may be, as far as it is known before its content.
+fn envelope(context: &Context<'_>, from: UserId, to: Target, name: &str) -> Result<Envelope, Refusal> {
+    let refused = |byte: u8| byte.is_ascii_control() || matches!(byte, b'/' | b'\\' | b' ');
+    let has_refused = name.bytes().any(refused) || name.chars().any(char::is_control);
+    if name.is_empty() || name.len() > FILE_NAME_BYTES_MAX || has_refused || name == "." || name == ".." {
+        return Err(Refusal::InvalidFileName);
+    }
+    let limits = context.limits;
+    let replaced = context.state.file_replaced_bytes(from, to, name);
+    let sent = known(context.state, from)?.sent_bytes.saturating_sub(replaced);
+    let stored = context.state.files_bytes().saturating_sub(replaced);
+    let bounds = [
+        (limits.file_bytes_max, Refusal::FileTooLarge(limits.file_bytes_max)),
+        (limits.user_bytes_max.saturating_sub(sent), Refusal::QuotaFull),
+        (limits.files_bytes_max.saturating_sub(stored), Refusal::StorageFull),
+    ];
+    let (bytes_max, over) = bounds.into_iter().min_by_key(|(bytes, _)| *bytes).ok_or(Refusal::StorageFull)?;
+    Ok(Envelope { from, to, name: name.into(), bytes_max, over })
+}
+
+fn delete_file<'e>(context: &mut Context<'_>, user: UserId, party: &str, name: &str) -> Handled<'e> {
+    context.state.file_listed(user, party, name).ok_or(Refusal::NoSuchFile)?;
+    context.shrink(&Change::FileDropped { user, party, name })
+}
+
+fn create_group<'e>(context: &mut Context<'_>, request: &Request<'_>, user: UserId) -> Handled<'e> {
+    let (name, secret) = (request.parameter(1), request.parameter(2));
+    check_name_is_free(context, name)?;
+    if secret.is_empty() {
+        let group = context.state.next_group();
+        return context.grow(&Change::GroupCreated { group, name, owner: user, secret_hash: None });
+    }
+    if secret.len() > PASSWORD_BYTES_MAX {
+        return Err(Refusal::InvalidPassword);
+    }
+    Ok(Outcome::Begin(Task::Password(PasswordWork {
+        check: None,
+        hash: Some(secret.to_owned()),
+        pending: Pending { spec: request.spec, step: Step::CreateGroup { user, name: name.into() } },
+    })))
+}
+
+fn join_group<'e>(context: &mut Context<'_>, request: &Request<'_>, user: UserId) -> Handled<'e> {
+    let group = group_named(context, request.parameter(1))?;
+    if context.state.is_member(group, user) {
+        return Err(Refusal::AlreadyMember);
+    }
+    let secret = request.parameter(2);
+    match context.state.group(group).and_then(|group| group.secret_hash.as_deref()) {
+        None => join(context, group, user),
+        Some(_) if secret.is_empty() => Err(Refusal::WrongSecret),
+        Some(secret_hash) => Ok(Outcome::Begin(Task::Password(PasswordWork {
+            check: Some((secret.to_owned(), Some(secret_hash.to_owned()))),
+            hash: None,
+            pending: Pending { spec: request.spec, step: Step::JoinGroup { user, group } },
+        }))),
+    }
+}
+
+fn join<'e>(context: &mut Context<'_>, group: GroupId, user: UserId) -> Handled<'e> {
+    context.state.group(group).ok_or(Refusal::NoSuchGroup)?;
+    if context.state.is_member(group, user) {
+        return Err(Refusal::AlreadyMember);
+    }
+    context.grow(&Change::MemberJoined { group, user })
+}
+
+fn add_member<'e>(context: &mut Context<'_>, owner: UserId, group: &str, name: &str) -> Handled<'e> {
+    let group = group_owned(context, owner, group)?;
+    let user = context.state.user_named(name).ok_or(Refusal::NoSuchUser)?;
+    join(context, group, user)
+}
+
+fn remove_member<'e>(context: &mut Context<'_>, owner: UserId, group: &str, name: &str) -> Handled<'e> {
+    let group = group_owned(context, owner, group)?;
+    let user = context.state.user_named(name).ok_or(Refusal::NoSuchUser)?;
+    if !context.state.is_member(group, user) {
+        return Err(Refusal::NotMember);
+    }
+    context.shrink(&Change::MemberLeft { group, user })
+}
+
+/// A user whose token was good a moment ago.
+fn known(state: &State, user: UserId) -> Result<&User, Refusal> {
+    state.user(user).ok_or(Refusal::InvalidToken)
+}
+
+fn user_target(context: &Context<'_>, name: &str) -> Result<Target, Refusal> {
+    context.state.user_named(name).map(Target::User).ok_or(Refusal::NoSuchUser)
+}
+
+fn group_named(context: &Context<'_>, name: &str) -> Result<GroupId, Refusal> {
+    context.state.group_named(name).ok_or(Refusal::NoSuchGroup)
+}
+
+fn group_of(context: &Context<'_>, user: UserId, name: &str) -> Result<GroupId, Refusal> {
+    let group = group_named(context, name)?;
+    if context.state.is_member(group, user) { Ok(group) } else { Err(Refusal::NotMember) }
+}
+
+fn group_owned(context: &Context<'_>, user: UserId, name: &str) -> Result<GroupId, Refusal> {
+    let group = group_named(context, name)?;
+    match context.state.group(group) {
+        Some(owned) if owned.owner == user => Ok(group),
+        _ => Err(Refusal::NotOwner),
+    }
+}
+
+fn check_name_is_free(context: &Context<'_>, name: &str) -> Result<(), Refusal> {
+    let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
+    if name.is_empty() || name.len() > NAME_BYTES_MAX || !name.bytes().all(is_allowed) {
+        return Err(Refusal::InvalidName);
+    }
+    if context.state.is_taken(name) { Err(Refusal::NameTaken) } else { Ok(()) }
+}
+
+fn new_password(password: &str) -> Result<String, Refusal> {
+    if (PASSWORD_BYTES_MIN..=PASSWORD_BYTES_MAX).contains(&password.len()) {
+        Ok(password.to_owned())
+    } else {
+        Err(Refusal::InvalidPassword)
+    }
+}

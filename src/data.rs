@@ -1,0 +1,128 @@
+//! The data directory: where things stand in it, and the lock that one process at a time holds.
+
+use std::fmt;
+use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
+use std::io::{self, Read, Seek, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+/// A data directory that this process owns until it drops this.
+#[derive(Debug)]
+pub struct DataDirectory {
+    root: PathBuf,
+    _lock: File,
+}
+
+/// Why a data directory could not be taken.
+#[derive(Debug)]
+pub enum DataError {
+    /// Another process has it; its id, if it is known.
+    InUse(PathBuf, Option<u32>),
+    /// The disk said so.
+    Io(PathBuf, io::Error),
+}
+
+impl fmt::Display for DataError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::InUse(root, Some(process)) => {
+                write!(f, "data directory {} is in use by process {process}", root.display())
+            }
+            Self::InUse(root, None) => write!(f, "data directory {} is in use", root.display()),
+            Self::Io(path, error) => write!(f, "{}: {error}", path.display()),
+        }
+    }
+}
+
+impl std::error::Error for DataError {}
+
+impl DataDirectory {
+    /// Takes the directory, and makes it (mode 0700) with its parts if they are missing.
+    ///
+    /// # Errors
+    /// [`DataError`]
+    pub fn open(root: &Path) -> Result<Self, DataError> {
+        let directory = Self::lock(root)?;
+        for part in [directory.journal(), directory.files(), directory.incoming()] {
+            make(&part).map_err(|error| DataError::Io(part.clone(), error))?;
+        }
+        for written in [root, &directory.files()] {
+            sync(written).map_err(|error| DataError::Io(written.to_owned(), error))?;
+        }
+        Ok(directory)
+    }
+
+    fn lock(root: &Path) -> Result<Self, DataError> {
+        make(root).map_err(|error| DataError::Io(root.to_owned(), error))?;
+        let path = root.join("lock");
+        let failed = |error| DataError::Io(path.clone(), error);
+        let mut lock = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(&path)
+            .map_err(failed)?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                let mut owner = String::new();
+                let known = lock.read_to_string(&mut owner).ok().and_then(|_| owner.trim().parse().ok());
+                return Err(DataError::InUse(root.to_owned(), known));
+            }
+            Err(TryLockError::Error(error)) => return Err(failed(error)),
+        }
+        lock.set_len(0)
+            .and_then(|()| lock.rewind())
+            .and_then(|()| writeln!(lock, "{}", std::process::id()))
+            .map_err(failed)?;
+        Ok(Self { root: root.to_owned(), _lock: lock })
+    }
+
+    /// Where the journal is.
+    #[must_use]
+    pub fn journal(&self) -> PathBuf {
+        self.root.join("journal")
+    }
+
+    /// Where stored files are.
+    #[must_use]
+    pub fn files(&self) -> PathBuf {
+        self.root.join("files")
+    }
+
+    /// Where the admin socket is.
+    #[must_use]
+    pub fn admin_socket(&self) -> PathBuf {
+        admin_socket(&self.root)
+    }
+
+    fn incoming(&self) -> PathBuf {
+        self.files().join("incoming")
+    }
+}
+
+/// Where the server of a data directory can be reached by its administrator.
+#[must_use]
+pub fn admin_socket(root: &Path) -> PathBuf {
+    root.join("admin.sock")
+}
+
+fn make(directory: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(directory)
+}
+
+/// Makes the names in a directory durable.
+///
+/// # Errors
+/// What the disk said.
+pub fn sync(directory: &Path) -> io::Result<()> {
+    File::open(directory)?.sync_all()
+}
+
+/// True when `root` looks like a data directory that was used before.
+#[must_use]
+pub fn exists(root: &Path) -> bool {
+    fs::metadata(root.join("lock")).is_ok()
+}

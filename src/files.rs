@@ -1,0 +1,290 @@
+//! Stored files on the disk: uploads as they come in, and blocks of what is downloaded.
+//!
+//! The loop sends [`FileJob`]s and gets a [`FileDone`] for each that has something to say; this side runs on the files
+//! thread, one job at a time, in order. An upload is written to `incoming/`, synced, and renamed to its place; what it
+//! is called and who may have it is not known here.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, ErrorKind, Write};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::PathBuf;
+
+use crate::change::FileId;
+use crate::data;
+
+/// An upload or a download in progress.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct TransferId(pub u64);
+
+/// What the loop wants done.
+#[derive(Debug)]
+pub enum FileJob {
+    /// Append a block to an upload, which begins with its first one.
+    Append(TransferId, Vec<u8>),
+    /// Make the upload durable as this file.
+    Store(TransferId, FileId),
+    /// Forget the upload or the download.
+    Forget(TransferId),
+    /// Read a block of at most `bytes` from a file; it stays open for the transfer, whatever becomes of its name.
+    Read {
+        /// The download.
+        transfer: TransferId,
+        /// What is downloaded.
+        file: FileId,
+        /// Where the block starts.
+        offset: u64,
+        /// Its size.
+        bytes: usize,
+        /// Memory to use.
+        spare: Vec<u8>,
+    },
+    /// Remove a file that nobody lists.
+    Remove(FileId),
+}
+
+/// What came of a [`FileJob`].
+#[derive(Debug)]
+pub enum FileDone {
+    /// The block is written; its memory comes back, empty.
+    Appended(TransferId, Vec<u8>),
+    /// The upload is durable.
+    Stored(TransferId),
+    /// A block of a download.
+    Block(TransferId, Vec<u8>),
+    /// There is no room for the upload; it is forgotten.
+    DiskFull(TransferId),
+    /// A block could not be read.
+    Unreadable(TransferId, io::Error),
+}
+
+/// The disk failed in a way that is not about one transfer: nothing can be promised any more.
+#[derive(Debug)]
+pub struct FileError {
+    /// Where.
+    pub path: PathBuf,
+    /// What it said.
+    pub error: io::Error,
+}
+
+impl fmt::Display for FileError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.path.display(), self.error)
+    }
+}
+
+impl std::error::Error for FileError {}
+
+/// Does file jobs.
+#[derive(Debug)]
+pub struct FileStore {
+    root: PathBuf,
+    /// None for one that has failed: what still comes for it is for nothing.
+    uploads: HashMap<TransferId, Option<File>>,
+    downloads: HashMap<TransferId, File>,
+}
+
+impl FileStore {
+    /// The files under `root`; the directory and its `incoming/` exist.
+    #[must_use]
+    pub fn new(root: PathBuf) -> Self {
+        Self { root, uploads: HashMap::new(), downloads: HashMap::new() }
+    }
+
+    /// Removes what a crash left: unfinished uploads, and files that `is_known` does not know. Says how many.
+    ///
+    /// # Errors
+    /// What the disk said.
+    pub fn remove_strays(&self, is_known: impl Fn(FileId) -> bool) -> io::Result<usize> {
+        let mut removed = 0;
+        for upload in fs::read_dir(self.root.join("incoming"))? {
+            fs::remove_file(upload?.path())?;
+            removed += 1;
+        }
+        for directory in fs::read_dir(&self.root)? {
+            let directory = directory?;
+            if directory.file_name() == "incoming" || !directory.file_type()?.is_dir() {
+                continue;
+            }
+            for file in fs::read_dir(directory.path())? {
+                let file = file?;
+                let id = file.file_name().to_str().and_then(|name| u64::from_str_radix(name, 16).ok());
+                if id.is_some_and(|id| !is_known(FileId(id))) {
+                    fs::remove_file(file.path())?;
+                    removed += 1;
+                }
+            }
+        }
+        Ok(removed)
+    }
+
+    /// Does one job.
+    ///
+    /// # Errors
+    /// [`FileError`] when the disk fails for another reason than being full.
+    pub fn run(&mut self, job: FileJob) -> Result<Option<FileDone>, FileError> {
+        match job {
+            FileJob::Append(transfer, mut block) => {
+                let written = self.write_block(transfer, &block);
+                block.clear();
+                self.upload_done(transfer, written, FileDone::Appended(transfer, block)).map(Some)
+            }
+            FileJob::Store(transfer, file) => {
+                let stored = self.sync_and_rename(transfer, file);
+                self.upload_done(transfer, stored, FileDone::Stored(transfer)).map(Some)
+            }
+            FileJob::Forget(transfer) => {
+                self.downloads.remove(&transfer);
+                match self.uploads.remove(&transfer) {
+                    Some(_) => remove(self.incoming(transfer)).map(|()| None),
+                    None => Ok(None),
+                }
+            }
+            FileJob::Read { transfer, file, offset, bytes, spare } => {
+                Ok(Some(match self.read(transfer, file, offset, bytes, spare) {
+                    Ok(block) => FileDone::Block(transfer, block),
+                    Err(error) => FileDone::Unreadable(transfer, error),
+                }))
+            }
+            FileJob::Remove(file) => remove(self.place(file)).map(|()| None),
+        }
+    }
+
+    fn upload_done(
+        &mut self,
+        transfer: TransferId,
+        result: io::Result<()>,
+        done: FileDone,
+    ) -> Result<FileDone, FileError> {
+        let Err(error) = result else { return Ok(done) };
+        self.uploads.insert(transfer, None);
+        remove(self.incoming(transfer))?;
+        match error.kind() {
+            ErrorKind::StorageFull | ErrorKind::QuotaExceeded => Ok(FileDone::DiskFull(transfer)),
+            _ => Err(FileError { path: self.incoming(transfer), error }),
+        }
+    }
+
+    fn write_block(&mut self, transfer: TransferId, block: &[u8]) -> io::Result<()> {
+        if let Some(upload) = self.uploads.get_mut(&transfer) {
+            return upload.as_mut().ok_or(ErrorKind::StorageFull)?.write_all(block);
+        }
+        let path = self.incoming(transfer);
+        let mut upload = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+        upload.write_all(block)?;
+        self.uploads.insert(transfer, Some(upload));
+        Ok(())
+    }
+
+    fn sync_and_rename(&mut self, transfer: TransferId, file: FileId) -> io::Result<()> {
+        let upload = self.uploads.get_mut(&transfer).ok_or(ErrorKind::NotFound)?;
+        upload.as_mut().ok_or(ErrorKind::StorageFull)?.sync_all()?;
+        let place = self.place(file);
+        let directory = self.directory(file);
+        if !directory.exists() {
+            fs::create_dir(&directory)?;
+            data::sync(&self.root)?;
+        }
+        fs::rename(self.incoming(transfer), &place)?;
+        self.uploads.remove(&transfer);
+        data::sync(&directory)
+    }
+
+    fn read(
+        &mut self,
+        transfer: TransferId,
+        file: FileId,
+        offset: u64,
+        bytes: usize,
+        mut spare: Vec<u8>,
+    ) -> io::Result<Vec<u8>> {
+        if !self.downloads.contains_key(&transfer) {
+            self.downloads.insert(transfer, File::open(self.place(file))?);
+        }
+        let download = self.downloads.get(&transfer).ok_or(ErrorKind::NotFound)?;
+        spare.resize(bytes, 0);
+        download.read_exact_at(&mut spare, offset)?;
+        Ok(spare)
+    }
+
+    fn incoming(&self, transfer: TransferId) -> PathBuf {
+        self.root.join("incoming").join(format!("{:016x}", transfer.0))
+    }
+
+    fn directory(&self, file: FileId) -> PathBuf {
+        self.root.join(format!("{:02x}", file.0 & 0xff))
+    }
+
+    fn place(&self, file: FileId) -> PathBuf {
+        self.directory(file).join(format!("{:016x}", file.0))
+    }
+}
+
+fn remove(path: PathBuf) -> Result<(), FileError> {
+    match fs::remove_file(&path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(FileError { path, error }),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn store() -> (tempfile::TempDir, FileStore) {
+        let directory = tempfile::tempdir().unwrap();
+        fs::create_dir(directory.path().join("incoming")).unwrap();
+        let store = FileStore::new(directory.path().to_owned());
+        (directory, store)
+    }
+
+    fn upload(store: &mut FileStore, transfer: u64, file: u64, blocks: &[&[u8]]) {
+        for block in blocks {
+            let done = store.run(FileJob::Append(TransferId(transfer), block.to_vec())).unwrap();
+            assert!(matches!(done, Some(FileDone::Appended(_, spare)) if spare.is_empty()));
+        }
+        let done = store.run(FileJob::Store(TransferId(transfer), FileId(file))).unwrap();
+        assert!(matches!(done, Some(FileDone::Stored(_))));
+    }
+
+    fn read(store: &mut FileStore, transfer: u64, file: u64, offset: u64, bytes: usize) -> Option<Vec<u8>> {
+        let transfer = TransferId(transfer);
+        match store.run(FileJob::Read { transfer, file: FileId(file), offset, bytes, spare: Vec::new() }).unwrap() {
+            Some(FileDone::Block(_, block)) => Some(block),
+            _ => None,
+        }
+    }
+
+    #[test]
+    fn an_upload_is_read_back_in_blocks() {
+        let (_directory, mut store) = store();
+        upload(&mut store, 1, 9, &[b"abc", b"def"]);
+        assert_eq!(read(&mut store, 2, 9, 0, 4).unwrap(), b"abcd");
+        assert_eq!(read(&mut store, 2, 9, 4, 2).unwrap(), b"ef");
+        assert_eq!(read(&mut store, 2, 9, 4, 3), None, "a file that is shorter than it was is not given as whole");
+    }
+
+    #[test]
+    fn a_file_that_is_removed_during_a_download_is_delivered_whole() {
+        let (_directory, mut store) = store();
+        upload(&mut store, 1, 9, &[b"abcdef"]);
+        assert_eq!(read(&mut store, 2, 9, 0, 3).unwrap(), b"abc");
+        assert!(store.run(FileJob::Remove(FileId(9))).unwrap().is_none());
+        assert_eq!(read(&mut store, 2, 9, 3, 3).unwrap(), b"def");
+        assert!(store.run(FileJob::Forget(TransferId(2))).unwrap().is_none());
+        assert_eq!(read(&mut store, 3, 9, 0, 3), None);
+    }
+
+    #[test]
+    fn strays_are_removed_and_what_is_known_is_kept() {
+        let (directory, mut store) = store();
+        upload(&mut store, 1, 1, &[b"kept"]);
+        upload(&mut store, 2, 2, &[b"stray"]);
+        store.run(FileJob::Append(TransferId(3), b"unfinished".to_vec())).unwrap();
+        let again = FileStore::new(directory.path().to_owned());
+        assert_eq!(again.remove_strays(|file| file == FileId(1)).unwrap(), 2);
+        assert_eq!(read(&mut store, 4, 1, 0, 4).unwrap(), b"kept");
+        assert_eq!(fs::read_dir(directory.path().join("incoming")).unwrap().count(), 0);
+    }
+}

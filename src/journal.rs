@@ -1,0 +1,575 @@
+//! The journal: changes in the order in which they happened, on the disk before anybody is told of them.
+//!
+//! The loop holds a [`Log`]: it numbers changes, encodes them into the open [`Batch`], and knows what is durable. The
+//! journal thread holds a [`Journal`]: it writes batches, syncs, and makes room ahead. Neither knows what a change means.
+//!
+//! # Format
+//!
+//! A file opens with 20 bytes: `kurirjnl`, the version (4 bytes), a random salt (4 bytes), and the CRC-32C of these 16.
+//! Records follow without a gap:
+//!
+//! | bytes | |
+//! |---|---|
+//! | 4 | length of the body |
+//! | 4 | CRC-32C of the salt, the length and the body |
+//! | … | body: a kind (1 byte) and what belongs to it |
+//!
+//! Kind 0 is a mark, which opens each batch: its own position (8 bytes), and the position up to which the file was
+//! synced when the batch was begun (8 bytes). Every other kind is an encoded [`Change`]. Integers are little endian. A
+//! position ([`Lsn`]) counts bytes from the start of the file.
+//!
+//! # Recovery
+//!
+//! Records are read up to the first that is not whole. If a later mark says that this place had been synced, it is
+//! damage, and opening fails; if none does, it is the torn end of a write that nobody was told of, and is cut off. The
+//! salt keeps a text that looks like a record from being taken for one.
+
+use std::fmt;
+use std::fs::{File, OpenOptions};
+use std::io::{self, BufReader, ErrorKind, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FallocateFlags, fallocate};
+
+use crate::change::Change;
+
+const MAGIC: &[u8; 8] = b"kurirjnl";
+const VERSION: u32 = 1;
+const HEADER_BYTES: usize = 20;
+const RECORD_HEADER_BYTES: usize = 8;
+const KIND_MARK: u8 = 0;
+const MARK_BYTES: usize = 17;
+/// Above every record that is ever written: a line, its names, and room to spare.
+const BODY_BYTES_MAX: usize = 16 * 1024 * 1024;
+
+/// Room on the disk is taken this far ahead.
+const ROOM_BYTES: u64 = 8 * 1024 * 1024;
+/// The last of the room is kept for changes that make the server smaller.
+const RESERVE_BYTES: u64 = 256 * 1024;
+
+/// A position in the order of changes ("log sequence number").
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Lsn(pub u64);
+
+impl fmt::Display for Lsn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// Changes that become durable together.
+#[derive(Debug, Default)]
+pub struct Batch {
+    /// Batches are numbered in order.
+    pub number: u64,
+    /// Where it starts.
+    pub start: Lsn,
+    /// Its records.
+    pub bytes: Vec<u8>,
+}
+
+impl Batch {
+    /// Where it ends.
+    #[must_use]
+    pub fn end(&self) -> Lsn {
+        Lsn(self.start.0 + self.bytes.len() as u64)
+    }
+}
+
+/// The loop's side of the journal.
+#[derive(Debug)]
+pub struct Log {
+    salt: u32,
+    open: Batch,
+    durable: Lsn,
+    durable_batch: u64,
+    room: Lsn,
+    spare: Vec<u8>,
+}
+
+/// There is no room on the disk for a change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DiskFull;
+
+impl Log {
+    /// The log of a journal that ends at `end`, is durable up to there, and has room up to `room`.
+    #[must_use]
+    pub fn new(salt: u32, end: Lsn, room: Lsn) -> Self {
+        let open = Batch { number: 1, start: end, bytes: Vec::new() };
+        Self { salt, open, durable: end, durable_batch: 0, room, spare: Vec::new() }
+    }
+
+    /// Appends a change to the open batch and says where it stands.
+    ///
+    /// # Errors
+    /// [`DiskFull`] when the room that is left is less than the change and the reserve.
+    pub fn append(&mut self, change: &Change<'_>) -> Result<Lsn, DiskFull> {
+        self.append_within(change, self.room.0.saturating_sub(RESERVE_BYTES))
+    }
+
+    /// As [`Self::append`], for a change that makes the server smaller: the reserve is for these.
+    ///
+    /// # Errors
+    /// [`DiskFull`] when even the reserve is used up.
+    pub fn append_reserved(&mut self, change: &Change<'_>) -> Result<Lsn, DiskFull> {
+        self.append_within(change, self.room.0)
+    }
+
+    /// True when a change that makes the server smaller would find room.
+    #[must_use]
+    pub fn has_reserve(&self) -> bool {
+        self.open.end().0 + RESERVE_BYTES / 2 <= self.room.0
+    }
+
+    fn append_within(&mut self, change: &Change<'_>, room: u64) -> Result<Lsn, DiskFull> {
+        let before = self.open.bytes.len();
+        if before == 0 {
+            let (at, synced) = (self.open.start, self.durable);
+            record(&mut self.open.bytes, self.salt, |body| {
+                body.push(KIND_MARK);
+                body.extend_from_slice(&at.0.to_le_bytes());
+                body.extend_from_slice(&synced.0.to_le_bytes());
+            });
+        }
+        let lsn = self.open.end();
+        record(&mut self.open.bytes, self.salt, |body| change.encode(body));
+        if self.open.end().0 > room {
+            self.open.bytes.truncate(before);
+            return Err(DiskFull);
+        }
+        Ok(lsn)
+    }
+
+    /// The number of the batch that the next change goes into.
+    #[must_use]
+    pub fn open_batch(&self) -> u64 {
+        self.open.number
+    }
+
+    /// The batch that must be durable before what the state now shows may be told; none if all of it is.
+    #[must_use]
+    pub fn unsettled(&self) -> Option<u64> {
+        let last = if self.open.bytes.is_empty() { self.open.number - 1 } else { self.open.number };
+        (last > self.durable_batch).then_some(last)
+    }
+
+    /// The batch that must be durable before the change at `lsn` may be shown; none if it is.
+    #[must_use]
+    pub fn unsettled_at(&self, lsn: Lsn) -> Option<u64> {
+        if lsn < self.durable { None } else { self.unsettled() }
+    }
+
+    /// Closes the open batch, if it holds anything, and opens the next.
+    pub fn take_batch(&mut self) -> Option<Batch> {
+        if self.open.bytes.is_empty() {
+            return None;
+        }
+        let next =
+            Batch { number: self.open.number + 1, start: self.open.end(), bytes: std::mem::take(&mut self.spare) };
+        Some(std::mem::replace(&mut self.open, next))
+    }
+
+    /// True when the open batch holds changes.
+    #[must_use]
+    pub fn has_open_changes(&self) -> bool {
+        !self.open.bytes.is_empty()
+    }
+
+    /// Takes the word of the journal thread that `batch`, and all before it, is durable; its memory is used again.
+    pub fn settle(&mut self, batch: Batch) {
+        self.durable = self.durable.max(batch.end());
+        self.durable_batch = self.durable_batch.max(batch.number);
+        if batch.bytes.capacity() > self.spare.capacity() {
+            self.spare = batch.bytes;
+            self.spare.clear();
+        }
+    }
+
+    /// Takes the word of the journal thread that the disk has room up to `room`.
+    pub fn set_room(&mut self, room: Lsn) {
+        self.room = room;
+    }
+}
+
+/// Appends a record whose body `write` makes.
+fn record(out: &mut Vec<u8>, salt: u32, write: impl FnOnce(&mut Vec<u8>)) {
+    let start = out.len();
+    out.extend_from_slice(&[0; RECORD_HEADER_BYTES]);
+    write(out);
+    let (header, body) = out[start..].split_at_mut(RECORD_HEADER_BYTES);
+    // A body is bounded by the longest request line, far below 4 GiB.
+    let length = u32::try_from(body.len()).unwrap_or(u32::MAX).to_le_bytes();
+    header[..4].copy_from_slice(&length);
+    header[4..].copy_from_slice(&checksum(salt, length, body).to_le_bytes());
+}
+
+fn checksum(salt: u32, length: [u8; 4], body: &[u8]) -> u32 {
+    crc32c::crc32c_append(crc32c::crc32c_append(salt, &length), body)
+}
+
+/// Why a journal could not be opened.
+#[derive(Debug)]
+pub enum OpenError {
+    /// The disk said so.
+    Io(PathBuf, io::Error),
+    /// The file is not one of ours, or of a version that this program does not know.
+    Foreign(PathBuf),
+    /// A record is bad though what follows it shows that it had been synced.
+    Damaged(PathBuf, Lsn),
+}
+
+impl fmt::Display for OpenError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Io(path, error) => write!(f, "{}: {error}", path.display()),
+            Self::Foreign(path) => write!(f, "{} is not a journal of version {VERSION}", path.display()),
+            Self::Damaged(path, lsn) => {
+                write!(
+                    f,
+                    "{} is damaged at byte {lsn}: what stands there had been synced, and good records follow",
+                    path.display()
+                )
+            }
+        }
+    }
+}
+
+impl std::error::Error for OpenError {}
+
+/// The journal thread's side: the file.
+#[derive(Debug)]
+pub struct Journal {
+    file: File,
+    path: PathBuf,
+    salt: u32,
+    end: Lsn,
+    room: Lsn,
+}
+
+/// What opening found.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Recovered {
+    /// How many changes there are.
+    pub changes: u64,
+    /// How many bytes of a torn end were cut off.
+    pub torn_bytes: u64,
+}
+
+impl Journal {
+    /// Opens the journal in `directory`, or begins one, and gives every change in it to `replay`.
+    ///
+    /// # Errors
+    /// [`OpenError`]; nothing is changed on the disk then.
+    pub fn open(directory: &Path, replay: impl FnMut(&Change<'_>, Lsn)) -> Result<(Self, Recovered), OpenError> {
+        let path = directory.join("0000000001.log");
+        let failed = |error| OpenError::Io(path.clone(), error);
+        let mut file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(&path)
+            .map_err(failed)?;
+        let length = file.metadata().map_err(failed)?.len();
+        if length < HEADER_BYTES as u64 {
+            // Nobody was told of anything before the header was synced.
+            let salt = getrandom::u32().map_err(|error| failed(io::Error::other(error)))?;
+            let end = Lsn(HEADER_BYTES as u64);
+            begin(&mut file, salt, directory).map_err(failed)?;
+            return Ok((Self { file, path, salt, end, room: end }, Recovered::default()));
+        }
+        let (salt, end, changes) = scan(&mut file, &path, length, replay)?;
+        let torn_bytes = length - end.0;
+        if torn_bytes > 0 {
+            file.set_len(end.0).and_then(|()| file.sync_all()).map_err(failed)?;
+        }
+        file.seek(SeekFrom::Start(end.0)).map_err(failed)?;
+        Ok((Self { file, path, salt, end, room: end }, Recovered { changes, torn_bytes }))
+    }
+
+    /// The loop's side of it.
+    #[must_use]
+    pub fn log(&self) -> Log {
+        Log::new(self.salt, self.end, self.room)
+    }
+
+    /// Writes batches, in order, and syncs them.
+    ///
+    /// # Errors
+    /// What the disk said. What it holds then is not known: nothing of these batches may be told to anybody, and the
+    /// journal must not be written to again.
+    pub fn write(&mut self, batches: &[Batch]) -> io::Result<()> {
+        for batch in batches {
+            debug_assert_eq!(batch.start, self.end);
+            self.file.write_all(&batch.bytes)?;
+            self.end = batch.end();
+        }
+        self.file.sync_data()
+    }
+
+    /// Takes room on the disk ahead of the end, if little is left, and says how far it goes.
+    ///
+    /// # Errors
+    /// What the disk said. A full disk is not an error: the room is what it was.
+    pub fn make_room(&mut self) -> io::Result<Lsn> {
+        if self.room.0 >= self.end.0 + ROOM_BYTES / 2 {
+            return Ok(self.room);
+        }
+        for bytes in [ROOM_BYTES, ROOM_BYTES / 8, RESERVE_BYTES] {
+            let end = self.end.0 + bytes;
+            if end <= self.room.0 {
+                break;
+            }
+            match fallocate(&self.file, FallocateFlags::KEEP_SIZE, self.end.0, bytes) {
+                // A file system that cannot say what is free: a full disk then ends the server like any failed write.
+                Ok(()) | Err(rustix::io::Errno::OPNOTSUPP) => {
+                    self.room = Lsn(end);
+                    break;
+                }
+                Err(rustix::io::Errno::NOSPC | rustix::io::Errno::DQUOT) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(self.room)
+    }
+
+    /// True when the next [`Self::make_room`] may find more room than there is.
+    #[must_use]
+    pub fn is_short_of_room(&self) -> bool {
+        self.room.0 < self.end.0 + ROOM_BYTES / 2
+    }
+
+    /// Where it stands on the disk.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+fn begin(file: &mut File, salt: u32, directory: &Path) -> io::Result<()> {
+    let mut header = Vec::with_capacity(HEADER_BYTES);
+    header.extend_from_slice(MAGIC);
+    header.extend_from_slice(&VERSION.to_le_bytes());
+    header.extend_from_slice(&salt.to_le_bytes());
+    header.extend_from_slice(&crc32c::crc32c(&header).to_le_bytes());
+    file.set_len(0)?;
+    file.write_all(&header)?;
+    file.sync_all()?;
+    File::open(directory)?.sync_all()
+}
+
+/// Reads every good record from the start. Returns the salt, where the good records end, and how many changes they hold.
+fn scan(
+    file: &mut File,
+    path: &Path,
+    length: u64,
+    mut replay: impl FnMut(&Change<'_>, Lsn),
+) -> Result<(u32, Lsn, u64), OpenError> {
+    let failed = |error| OpenError::Io(path.to_owned(), error);
+    let mut reader = BufReader::with_capacity(1024 * 1024, &*file);
+    let mut header = [0; HEADER_BYTES];
+    reader.read_exact(&mut header).map_err(failed)?;
+    let salt = read_header(&header).ok_or_else(|| OpenError::Foreign(path.to_owned()))?;
+
+    let mut at = Lsn(HEADER_BYTES as u64);
+    let mut body = Vec::new();
+    let mut changes = 0;
+    while read_record(&mut reader, salt, length - at.0, &mut body).map_err(failed)? {
+        if !is_mark_at(&body, at) {
+            // A record whose sum is right and that cannot be read was written by a program that this one does not know.
+            let change = Change::decode(&body).ok_or_else(|| OpenError::Foreign(path.to_owned()))?;
+            replay(&change, at);
+            changes += 1;
+        }
+        at.0 += (RECORD_HEADER_BYTES + body.len()) as u64;
+    }
+    let mut rest = Vec::new();
+    file.seek(SeekFrom::Start(at.0)).and_then(|_| file.read_to_end(&mut rest)).map_err(failed)?;
+    if was_synced_past(&rest, salt, at) {
+        return Err(OpenError::Damaged(path.to_owned(), at));
+    }
+    Ok((salt, at, changes))
+}
+
+fn read_header(header: &[u8; HEADER_BYTES]) -> Option<u32> {
+    let (fields, sum) = header.split_last_chunk::<4>()?;
+    let (magic, rest) = fields.split_first_chunk::<8>()?;
+    let (version, rest) = rest.split_first_chunk::<4>()?;
+    let (salt, _) = rest.split_first_chunk::<4>()?;
+    let is_known =
+        magic == MAGIC && u32::from_le_bytes(*version) == VERSION && crc32c::crc32c(fields) == u32::from_le_bytes(*sum);
+    is_known.then_some(u32::from_le_bytes(*salt))
+}
+
+/// Reads the next record's body; false where no whole record stands.
+fn read_record(reader: &mut impl Read, salt: u32, left: u64, body: &mut Vec<u8>) -> io::Result<bool> {
+    let mut header = [0; RECORD_HEADER_BYTES];
+    if left < RECORD_HEADER_BYTES as u64 {
+        return Ok(false);
+    }
+    reader.read_exact(&mut header)?;
+    let Some((length, sum)) = split_record_header(&header) else { return Ok(false) };
+    let body_bytes = u32::from_le_bytes(length) as usize;
+    if body_bytes == 0 || body_bytes > BODY_BYTES_MAX || (body_bytes + RECORD_HEADER_BYTES) as u64 > left {
+        return Ok(false);
+    }
+    body.resize(body_bytes, 0);
+    match reader.read_exact(body) {
+        Ok(()) => Ok(checksum(salt, length, body) == sum),
+        Err(error) if error.kind() == ErrorKind::UnexpectedEof => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+fn split_record_header(bytes: &[u8]) -> Option<([u8; 4], u32)> {
+    let (length, rest) = bytes.split_first_chunk::<4>()?;
+    let (sum, _) = rest.split_first_chunk::<4>()?;
+    Some((*length, u32::from_le_bytes(*sum)))
+}
+
+fn is_mark_at(body: &[u8], at: Lsn) -> bool {
+    mark(body).is_some_and(|(position, _)| position == at)
+}
+
+/// A mark's own position and the one up to which the file was synced.
+fn mark(body: &[u8]) -> Option<(Lsn, Lsn)> {
+    let (&kind, rest) = body.split_first()?;
+    let (at, rest) = rest.split_first_chunk::<8>()?;
+    let (synced, rest) = rest.split_first_chunk::<8>()?;
+    let position = |bytes: &[u8; 8]| Lsn(u64::from_le_bytes(*bytes));
+    (kind == KIND_MARK && rest.is_empty()).then(|| (position(at), position(synced)))
+}
+
+/// True when some mark in `rest`, which stands at `at`, says that the file had been synced past `at`.
+fn was_synced_past(rest: &[u8], salt: u32, at: Lsn) -> bool {
+    let length = u32::try_from(MARK_BYTES).unwrap_or(0).to_le_bytes();
+    memchr::memmem::find_iter(rest, &length).any(|start| {
+        let Some((_, sum)) = split_record_header(&rest[start..]) else { return false };
+        let Some(body) = rest.get(start + RECORD_HEADER_BYTES..start + RECORD_HEADER_BYTES + MARK_BYTES) else {
+            return false;
+        };
+        checksum(salt, length, body) == sum
+            && mark(body).is_some_and(|(position, synced)| position.0 == at.0 + start as u64 && synced > at)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::change::UserId;
+
+    fn change(user: u32) -> Change<'static> {
+        Change::Delivered { user: UserId(user), first: 1, last: u64::from(user) }
+    }
+
+    fn numbers(directory: &Path) -> Result<(Vec<u32>, Recovered), OpenError> {
+        let mut found = Vec::new();
+        let (_, recovered) = Journal::open(directory, |change, _| {
+            if let Change::Delivered { user, .. } = change {
+                found.push(user.0);
+            }
+        })?;
+        Ok((found, recovered))
+    }
+
+    /// A journal of three batches with two changes each, every batch synced before the next was begun.
+    fn three_batches(directory: &Path) -> Vec<Lsn> {
+        let (mut journal, _) = Journal::open(directory, |_, _| {}).unwrap();
+        let mut log = journal.log();
+        log.set_room(journal.make_room().unwrap());
+        let mut starts = Vec::new();
+        for batch in 0..3 {
+            log.append(&change(batch * 2)).unwrap();
+            log.append(&change(batch * 2 + 1)).unwrap();
+            let batch = log.take_batch().unwrap();
+            starts.push(batch.start);
+            journal.write(std::slice::from_ref(&batch)).unwrap();
+            log.settle(batch);
+        }
+        starts
+    }
+
+    #[test]
+    fn what_was_written_is_read_again() {
+        let directory = tempfile::tempdir().unwrap();
+        three_batches(directory.path());
+        let (found, recovered) = numbers(directory.path()).unwrap();
+        assert_eq!(found, [0, 1, 2, 3, 4, 5]);
+        assert_eq!(recovered, Recovered { changes: 6, torn_bytes: 0 });
+    }
+
+    #[test]
+    fn a_journal_cut_at_any_byte_of_its_last_batch_keeps_the_ones_before() {
+        let directory = tempfile::tempdir().unwrap();
+        let starts = three_batches(directory.path());
+        let path = directory.path().join("0000000001.log");
+        let whole = fs::read(&path).unwrap();
+        for cut in usize::try_from(starts[2].0).unwrap()..whole.len() {
+            fs::write(&path, &whole[..cut]).unwrap();
+            let (found, recovered) = numbers(directory.path()).unwrap();
+            assert_eq!(found[..4], [0, 1, 2, 3], "cut at {cut}");
+            assert!(found.len() < 6);
+            assert!(recovered.torn_bytes < whole.len() as u64 - starts[2].0);
+            assert_eq!(numbers(directory.path()).unwrap().1.torn_bytes, 0, "a torn end is cut off once");
+        }
+    }
+
+    #[test]
+    fn a_flipped_bit_in_what_had_been_synced_is_damage() {
+        let directory = tempfile::tempdir().unwrap();
+        let starts = three_batches(directory.path());
+        let path = directory.path().join("0000000001.log");
+        let whole = fs::read(&path).unwrap();
+        for at in 0..usize::try_from(starts[1].0).unwrap() {
+            for bit in 0..8 {
+                let mut flipped = whole.clone();
+                flipped[at] ^= 1 << bit;
+                fs::write(&path, &flipped).unwrap();
+                let error = numbers(directory.path()).unwrap_err();
+                if at < HEADER_BYTES {
+                    assert!(matches!(error, OpenError::Foreign(..)), "byte {at} bit {bit}: {error}");
+                } else {
+                    assert!(matches!(error, OpenError::Damaged(..)), "byte {at} bit {bit}: {error}");
+                }
+                assert_eq!(fs::read(&path).unwrap(), flipped, "a damaged journal is left as it is");
+            }
+        }
+    }
+
+    #[test]
+    fn a_file_of_another_kind_is_left_alone() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("0000000001.log");
+        fs::write(&path, b"something else, longer than a header").unwrap();
+        assert!(matches!(numbers(directory.path()), Err(OpenError::Foreign(_))));
+        assert_eq!(fs::read(&path).unwrap(), b"something else, longer than a header");
+    }
+
+    #[test]
+    fn a_change_without_room_is_refused_and_the_reserve_is_for_what_makes_smaller() {
+        let mut log = Log::new(7, Lsn(20), Lsn(20 + RESERVE_BYTES));
+        assert_eq!(log.append(&change(1)), Err(DiskFull));
+        assert!(!log.has_open_changes());
+        assert!(log.append_reserved(&change(1)).is_ok());
+        log.set_room(Lsn(RESERVE_BYTES + 4096));
+        assert!(log.append(&change(2)).is_ok());
+    }
+
+    #[test]
+    fn what_is_not_durable_names_the_batch_to_wait_for() {
+        let mut log = Log::new(7, Lsn(20), Lsn(1 << 30));
+        assert_eq!(log.unsettled(), None);
+        let lsn = log.append(&change(1)).unwrap();
+        assert_eq!(log.unsettled_at(lsn), Some(1));
+        let batch = log.take_batch().unwrap();
+        assert_eq!(log.unsettled(), Some(1));
+        assert_eq!(log.open_batch(), 2);
+        log.settle(batch);
+        assert_eq!(log.unsettled_at(lsn), None);
+        assert_eq!(log.unsettled(), None);
+    }
+}

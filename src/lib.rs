@@ -1,0 +1,55 @@
+//! kurir ("courier"): a message and file server for a line protocol with JSON replies.
+//!
+//! One thread owns everything: it polls sockets, cuts what comes into lines, parses each line without copying it, checks
+//! it against plain owned state, and drains the replies. What would block it is done by helper threads that own nothing
+//! of the state. Bytes flow one way and come back once:
+//!
+//! ```text
+//! net ─ bytes ─▶ buffer ─ line ─▶ request ─▶ command ─▶ change ─▶ state, journal
+//! net ◀─ bytes ─ buffer ◀───────── reply ◀──────┘           (a reply waits for its change to be durable)
+//! ```
+//!
+//! | to find | look in |
+//! |---|---|
+//! | what a request may look like | [`verb`] (the table), [`request`] (the parser) |
+//! | what it does | [`command`], [`claims`] (an INBOX on its way), [`throttle`] |
+//! | what it answers | [`reply`], [`refusal`] |
+//! | what there is | [`state`], and [`change`], the only way in which it changes |
+//! | where it is kept | [`journal`], [`files`], [`data`] (the directory) |
+//! | how it runs | [`engine`] (the turn), [`connection`], [`buffer`], [`transfer`] (files as streams) |
+//! | what it runs on | [`net`] (sockets, signals, the clock), [`threads`], [`password`], [`local`] (no sockets at all) |
+//! | its bounds | [`limits`] |
+//! | how it is used | [`cli`], [`admin`], [`client`] |
+//!
+//! Invariants:
+//! - State changes only in [`state::State::apply`], which is deterministic; start-up is the same `apply` over the journal.
+//! - A reply that says OK is written after the journal batch that it depends on is durable, and so is a reply that shows
+//!   what is not durable yet.
+//! - Everything between [`net`] and the helper threads runs without a socket, a clock, a file or randomness.
+//! - Everything is bounded, and every bound is a field of [`limits::Limits`].
+
+pub mod admin;
+pub mod buffer;
+pub mod change;
+pub mod claims;
+pub mod cli;
+pub mod client;
+pub mod command;
+pub mod connection;
+pub mod data;
+pub mod engine;
+pub mod files;
+pub mod journal;
+pub mod limits;
+pub mod local;
+pub mod net;
+pub mod password;
+pub mod refusal;
+pub mod reply;
+pub mod request;
+pub mod state;
+pub mod store;
+pub mod threads;
+pub mod throttle;
+pub mod transfer;
+pub mod verb;

@@ -1,0 +1,162 @@
+//! Every bound of the server in one place: its name with its unit, its default, and the flag that sets it.
+//!
+//! A bound that is not a field here does not exist. The command line is derived from this type, so `serve --help`
+//! lists exactly these.
+
+use clap::Args;
+
+const KIB: u64 = 1024;
+const MIB: u64 = 1024 * KIB;
+const GIB: u64 = 1024 * MIB;
+const TIB: u64 = 1024 * GIB;
+
+/// The bounds that the engine and the network keep.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Limits")]
+pub struct Limits {
+    /// Connections at once; lowered at start to what the file descriptor limit allows
+    #[arg(long, env = "KURIR_CONNECTIONS_MAX", value_name = "N", default_value_t = 100_000)]
+    pub connections_max: usize,
+
+    /// Connections accepted in one turn of the loop
+    #[arg(long, env = "KURIR_ACCEPTS_PER_TURN_MAX", value_name = "N", default_value_t = 64)]
+    pub accepts_per_turn_max: usize,
+
+    /// Requests of one connection served in one turn of the loop
+    #[arg(long, env = "KURIR_REQUESTS_PER_TURN_MAX", value_name = "N", default_value_t = 512)]
+    pub requests_per_turn_max: usize,
+
+    /// Bytes of one connection read in one turn of the loop
+    #[arg(long, env = "KURIR_READ_BYTES_PER_TURN_MAX", value_name = "BYTES", value_parser = bytes, default_value = "256KiB")]
+    pub read_bytes_per_turn_max: u64,
+
+    /// A request line without its line end (the content of a file does not count)
+    #[arg(long, env = "KURIR_LINE_BYTES_MAX", value_name = "BYTES", value_parser = bytes, default_value = "64KiB")]
+    pub line_bytes_max: u64,
+
+    /// What is thrown away of a line that is too long before the connection is closed
+    #[arg(long, env = "KURIR_DISCARD_BYTES_MAX", value_name = "BYTES", value_parser = bytes, default_value = "16MiB")]
+    pub discard_bytes_max: u64,
+
+    /// Output waiting for one peer at which no more of its requests are served until it reads
+    #[arg(long, env = "KURIR_OUTPUT_BYTES_HIGH", value_name = "BYTES", value_parser = bytes, default_value = "1MiB")]
+    pub output_bytes_high: u64,
+
+    /// Messages in one INBOX reply
+    #[arg(long, env = "KURIR_INBOX_MESSAGES_MAX", value_name = "N", default_value_t = 10_000)]
+    pub inbox_messages_max: usize,
+
+    /// Size of one INBOX reply
+    #[arg(long, env = "KURIR_INBOX_BYTES_MAX", value_name = "BYTES", value_parser = bytes, default_value = "8MiB")]
+    pub inbox_bytes_max: u64,
+
+    /// Messages waiting in one mailbox
+    #[arg(long, env = "KURIR_MAILBOX_MESSAGES_MAX", value_name = "N", default_value_t = 100_000)]
+    pub mailbox_messages_max: usize,
+
+    /// Text waiting in one mailbox
+    #[arg(long, env = "KURIR_MAILBOX_BYTES_MAX", value_name = "BYTES", value_parser = bytes, default_value = "256MiB")]
+    pub mailbox_bytes_max: u64,
+
+    /// One file, decoded
+    #[arg(long, env = "KURIR_FILE_BYTES_MAX", value_name = "BYTES", value_parser = bytes, default_value = "1GiB")]
+    pub file_bytes_max: u64,
+
+    /// Files that one user has sent and that somebody still lists
+    #[arg(long, env = "KURIR_USER_BYTES_MAX", value_name = "BYTES", value_parser = bytes, default_value = "10GiB")]
+    pub user_bytes_max: u64,
+
+    /// All stored files together
+    #[arg(long, env = "KURIR_FILES_BYTES_MAX", value_name = "BYTES", value_parser = bytes, default_value = "1TiB")]
+    pub files_bytes_max: u64,
+
+    /// Uploads at once; each holds at most 256 KiB of memory
+    #[arg(long, env = "KURIR_UPLOADS_MAX", value_name = "N", default_value_t = 256)]
+    pub uploads_max: usize,
+
+    /// Logins and other password work waiting at once
+    #[arg(long, env = "KURIR_PASSWORD_QUEUE_MAX", value_name = "N", default_value_t = 64)]
+    pub password_queue_max: usize,
+
+    /// Tokens that one user holds; a new login past it ends the token used longest ago
+    #[arg(long, env = "KURIR_TOKENS_PER_USER_MAX", value_name = "N", default_value_t = 100)]
+    pub tokens_per_user_max: usize,
+
+    /// How long a stop waits for replies to be made durable and read
+    #[arg(long, env = "KURIR_STOP_MS_MAX", value_name = "MS", default_value_t = 5_000)]
+    pub stop_ms_max: u64,
+}
+
+impl Default for Limits {
+    /// The same values as the flags' defaults; a test holds the two equal.
+    fn default() -> Self {
+        Self {
+            connections_max: 100_000,
+            accepts_per_turn_max: 64,
+            requests_per_turn_max: 512,
+            read_bytes_per_turn_max: 256 * KIB,
+            line_bytes_max: 64 * KIB,
+            discard_bytes_max: 16 * MIB,
+            output_bytes_high: MIB,
+            inbox_messages_max: 10_000,
+            inbox_bytes_max: 8 * MIB,
+            mailbox_messages_max: 100_000,
+            mailbox_bytes_max: 256 * MIB,
+            file_bytes_max: GIB,
+            user_bytes_max: 10 * GIB,
+            files_bytes_max: TIB,
+            uploads_max: 256,
+            password_queue_max: 64,
+            tokens_per_user_max: 100,
+            stop_ms_max: 5_000,
+        }
+    }
+}
+
+/// Reads a size as `4096`, `64KiB`, `10MiB`, `1GiB` or `2TiB`.
+///
+/// # Errors
+/// A text that says what forms are known.
+pub fn bytes(text: &str) -> Result<u64, String> {
+    let digits_end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (digits, unit) = text.split_at(digits_end);
+    let factor = match unit {
+        "" | "B" => 1,
+        "KiB" => KIB,
+        "MiB" => MIB,
+        "GiB" => GIB,
+        "TiB" => TIB,
+        _ => return Err("a size is a number of bytes, or one with KiB, MiB, GiB or TiB".to_owned()),
+    };
+    let number: u64 = digits.parse().map_err(|_| "a size starts with a whole number, as in 64MiB".to_owned())?;
+    number.checked_mul(factor).ok_or_else(|| "this size is larger than 64 bits hold".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Parser)]
+    struct Flags {
+        #[command(flatten)]
+        limits: Limits,
+    }
+
+    #[test]
+    fn the_defaults_of_the_flags_are_the_defaults_of_the_type() {
+        let flags = Flags::parse_from(["kurir"]);
+        assert_eq!(format!("{:?}", flags.limits), format!("{:?}", Limits::default()));
+    }
+
+    #[test]
+    fn a_size_is_a_number_with_or_without_a_unit() {
+        assert_eq!(bytes("0"), Ok(0));
+        assert_eq!(bytes("4096"), Ok(4096));
+        assert_eq!(bytes("64KiB"), Ok(65_536));
+        assert_eq!(bytes("1TiB"), Ok(TIB));
+        for wrong in ["", "KiB", "1kb", "-1", "1.5MiB", "1 MiB", "99999999999TiB", "18446744073709551616"] {
+            assert!(bytes(wrong).is_err(), "{wrong} was taken for a size");
+        }
+    }
+}

@@ -1,0 +1,7 @@
+//! The `kurir` program.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    kurir::cli::main()
+}

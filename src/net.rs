@@ -1,0 +1,423 @@
+//! The world of the server: sockets, signals, the clock, and the loop that turns the engine.
+//!
+//! mio tells when a socket may be read or written; the engine is told, and takes a turn. Nothing here knows what a
+//! request is.
+
+use std::fmt;
+use std::fs;
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::{IpAddr, SocketAddr};
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use mio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use mio::{Events, Interest, Poll, Registry, Token, Waker};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook_mio::v1_0::Signals;
+use tracing::{info, warn};
+
+use crate::admin;
+use crate::connection::{ConnectionId, Peer};
+use crate::data;
+use crate::engine::{Engine, Host, Job, Registration};
+use crate::limits::Limits;
+use crate::password::{HashError, Hasher};
+use crate::store::{Store, StoreError, WorkError};
+use crate::threads::Threads;
+
+const WAKER: Token = Token(usize::MAX);
+const SIGNALS: Token = Token(usize::MAX - 1);
+const LISTENER_LAST: usize = usize::MAX - 2;
+const EVENTS_PER_TURN_MAX: usize = 1024;
+/// File descriptors that are not for connections: listeners, the journal, files in transfer, and room to spare.
+const FILES_RESERVED: u64 = 640;
+/// How long an accept that failed for want of file descriptors is put off.
+const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+/// The longest the loop sleeps, so that what depends on the clock alone happens.
+const SLEEP_MAX: Duration = Duration::from_secs(60);
+
+// A token holds a connection's place and its generation.
+const _: () = assert!(usize::BITS == 64);
+
+/// What a server is started with.
+#[derive(Debug)]
+pub struct ServerOptions {
+    /// Where it listens.
+    pub listen: Vec<SocketAddr>,
+    /// Where it keeps its data.
+    pub data: PathBuf,
+    /// What strangers may do.
+    pub registration: Registration,
+    /// Its bounds.
+    pub limits: Limits,
+}
+
+/// Why a server did not start, or stopped.
+#[derive(Debug)]
+#[allow(missing_docs)]
+pub enum ServerError {
+    /// Before it took connections.
+    Listen(SocketAddr, io::Error),
+    AdminSocket(PathBuf, io::Error),
+    Store(StoreError),
+    Hash(HashError),
+    Setup(&'static str, io::Error),
+    /// While it ran.
+    Poll(io::Error),
+    Work(WorkError),
+}
+
+impl ServerError {
+    /// The server never took a connection: something about its arguments or its surroundings is wrong.
+    #[must_use]
+    pub fn is_before_start(&self) -> bool {
+        !matches!(self, Self::Poll(_) | Self::Work(_))
+    }
+}
+
+impl fmt::Display for ServerError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Listen(address, error) if error.kind() == ErrorKind::AddrInUse => {
+                write!(f, "cannot listen on {address}: the port is taken")
+            }
+            Self::Listen(address, error) => write!(f, "cannot listen on {address}: {error}"),
+            Self::AdminSocket(path, error) => write!(f, "cannot make the admin socket {}: {error}", path.display()),
+            Self::Store(error) => error.fmt(f),
+            Self::Hash(error) => error.fmt(f),
+            Self::Setup(what, error) => write!(f, "cannot {what}: {error}"),
+            Self::Poll(error) => write!(f, "waiting for events failed: {error}"),
+            Self::Work(error) => error.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for ServerError {}
+
+/// A server that listens.
+pub struct Server {
+    poll: Poll,
+    signals: Signals,
+    engine: Engine,
+    listeners: Vec<Listener>,
+    net: Net,
+    admin_socket: PathBuf,
+    /// Held until the server is gone.
+    _directory: data::DataDirectory,
+}
+
+/// What the engine sees of the world.
+struct Net {
+    registry: Registry,
+    sockets: Vec<Option<Socket>>,
+    threads: Threads,
+}
+
+struct Listener {
+    socket: ListenerSocket,
+    /// There may be connections to accept. Cleared when it says that there are none.
+    is_ready: bool,
+    retry_at: Option<Instant>,
+}
+
+enum ListenerSocket {
+    Tcp(TcpListener),
+    Admin(UnixListener),
+}
+
+enum Socket {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
+impl Server {
+    /// Opens the data directory, listens, and starts the helper threads. Connections wait until [`Self::run`].
+    ///
+    /// # Errors
+    /// [`ServerError`], before anything was promised to anybody.
+    pub fn start(options: ServerOptions) -> Result<Self, ServerError> {
+        let ServerOptions { listen, data, registration, mut limits } = options;
+        limits.connections_max = limits.connections_max.min(connections_possible()?);
+        let store = Store::open(&data).map_err(ServerError::Store)?;
+        let poll = Poll::new().map_err(|error| ServerError::Setup("poll", error))?;
+        let listeners = bind(&listen, &store.directory.admin_socket(), poll.registry())?;
+
+        let setup = |error| ServerError::Setup("watch for events", error);
+        let waker = Arc::new(Waker::new(poll.registry(), WAKER).map_err(setup)?);
+        let mut signals = Signals::new([SIGTERM, SIGINT]).map_err(setup)?;
+        poll.registry().register(&mut signals, SIGNALS, Interest::READABLE).map_err(setup)?;
+        let registry = poll.registry().try_clone().map_err(setup)?;
+
+        let Store { directory, state, journal, files } = store;
+        let engine = Engine::new(limits, registration, state, journal.log());
+        let hasher = Hasher::new().map_err(ServerError::Hash)?;
+        let threads = Threads::start(journal, files, hasher, waker)
+            .map_err(|error| ServerError::Setup("start a thread", error))?;
+        let admin_socket = directory.admin_socket();
+        let net = Net { registry, sockets: Vec::new(), threads };
+        Ok(Self { poll, signals, engine, listeners, net, admin_socket, _directory: directory })
+    }
+
+    /// Where it listens, with the real ports.
+    ///
+    /// # Errors
+    /// What the system said.
+    pub fn addresses(&self) -> io::Result<Vec<SocketAddr>> {
+        let tcp = self.listeners.iter().filter_map(|listener| match &listener.socket {
+            ListenerSocket::Tcp(socket) => Some(socket.local_addr()),
+            ListenerSocket::Admin(_) => None,
+        });
+        tcp.collect()
+    }
+
+    /// Serves until a signal says stop, and until what was received by then is answered.
+    ///
+    /// # Errors
+    /// [`ServerError::Work`] when the disk failed: nothing more was acknowledged then.
+    pub fn run(mut self) -> Result<(), ServerError> {
+        let mut events = Events::with_capacity(EVENTS_PER_TURN_MAX);
+        let mut stop_by: Option<Instant> = None;
+        loop {
+            let now = Instant::now();
+            let timeout = self.timeout(now, stop_by);
+            match self.poll.poll(&mut events, Some(timeout)) {
+                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+                result => result.map_err(ServerError::Poll)?,
+            }
+            for event in &events {
+                match event.token() {
+                    WAKER => {}
+                    SIGNALS => {
+                        if self.is_told_to_stop(&mut stop_by) {
+                            warn!("stopped at once by a second signal");
+                            return Ok(());
+                        }
+                    }
+                    Token(token) => match self.listeners.get_mut(LISTENER_LAST - token) {
+                        Some(listener) => listener.is_ready = true,
+                        None => self.engine.ready(connection_id(token), is_readable(event), is_writable(event)),
+                    },
+                }
+            }
+            while let Some(report) = self.net.threads.report() {
+                self.engine.complete(report.map_err(ServerError::Work)?);
+            }
+            self.accept(Instant::now());
+            self.engine.turn(admin::now(), &mut self.net);
+            if self.engine.is_stopped() {
+                break;
+            }
+            if stop_by.is_some_and(|deadline| Instant::now() >= deadline) {
+                warn!(connections = self.engine.connections(), "some peers did not take their replies in time");
+                break;
+            }
+        }
+        let finished = self.net.threads.finish().map_err(ServerError::Work);
+        if let Err(error) = fs::remove_file(&self.admin_socket) {
+            warn!(%error, "the admin socket could not be removed");
+        }
+        info!("stopped");
+        finished
+    }
+
+    fn timeout(&self, now: Instant, stop_by: Option<Instant>) -> Duration {
+        if self.engine.has_work() {
+            return Duration::ZERO;
+        }
+        let until = |listener: &Listener| match listener.retry_at {
+            _ if !listener.is_ready => None,
+            Some(at) => Some(at.saturating_duration_since(now)),
+            None => Some(Duration::ZERO),
+        };
+        let retry = self.listeners.iter().filter_map(until).min();
+        let stop = stop_by.map(|deadline| deadline.saturating_duration_since(now));
+        [retry, stop].into_iter().flatten().min().unwrap_or(SLEEP_MAX).min(SLEEP_MAX)
+    }
+
+    /// The first signal begins the stop; true for the second.
+    fn is_told_to_stop(&mut self, stop_by: &mut Option<Instant>) -> bool {
+        for signal in self.signals.pending() {
+            if stop_by.is_some() {
+                return true;
+            }
+            let limit_ms = self.engine.limits().stop_ms_max;
+            info!(signal, connections = self.engine.connections(), "stopping");
+            *stop_by = Some(Instant::now() + Duration::from_millis(limit_ms));
+            self.listeners.clear();
+            self.engine.stop();
+        }
+        false
+    }
+
+    /// Accepts what waits, a bounded number a turn.
+    fn accept(&mut self, now: Instant) {
+        for listener in &mut self.listeners {
+            if listener.retry_at.is_some_and(|at| now < at) {
+                continue;
+            }
+            listener.retry_at = None;
+            for _ in 0..self.engine.limits().accepts_per_turn_max {
+                if !listener.is_ready {
+                    break;
+                }
+                match listener.accept() {
+                    Ok((socket, peer)) => {
+                        let id = self.engine.open(peer);
+                        self.net.insert(id, socket);
+                    }
+                    Err(error) if error.kind() == ErrorKind::WouldBlock => listener.is_ready = false,
+                    // The peer left before it was accepted.
+                    Err(error) if matches!(error.kind(), ErrorKind::ConnectionAborted | ErrorKind::Interrupted) => {}
+                    Err(error) => {
+                        warn!(%error, "a connection could not be accepted; trying again");
+                        listener.retry_at = Some(now + ACCEPT_RETRY);
+                        break;
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl Listener {
+    fn accept(&self) -> io::Result<(Socket, Peer)> {
+        match &self.socket {
+            ListenerSocket::Tcp(socket) => {
+                let (stream, address) = socket.accept()?;
+                // Replies are written whole, so there is nothing to gain from holding a small one back.
+                stream.set_nodelay(true)?;
+                Ok((Socket::Tcp(stream), Peer::Address(address.ip())))
+            }
+            ListenerSocket::Admin(socket) => Ok((Socket::Unix(socket.accept()?.0), Peer::Admin)),
+        }
+    }
+}
+
+impl Net {
+    fn insert(&mut self, id: ConnectionId, mut socket: Socket) {
+        let interest = Interest::READABLE | Interest::WRITABLE;
+        let token = Token((id.generation as usize) << 32 | id.slot as usize);
+        let registered = match &mut socket {
+            Socket::Tcp(stream) => self.registry.register(stream, token, interest),
+            Socket::Unix(stream) => self.registry.register(stream, token, interest),
+        };
+        if let Err(error) = registered {
+            // Without a socket the connection reads as lost.
+            warn!(%error, "a connection could not be watched");
+            return;
+        }
+        let slot = id.slot as usize;
+        if self.sockets.len() <= slot {
+            self.sockets.resize_with(slot + 1, || None);
+        }
+        self.sockets[slot] = Some(socket);
+    }
+
+    fn socket(&mut self, id: ConnectionId) -> io::Result<&mut Socket> {
+        let socket = self.sockets.get_mut(id.slot as usize).and_then(Option::as_mut);
+        socket.ok_or_else(|| ErrorKind::NotConnected.into())
+    }
+}
+
+impl Host for Net {
+    fn read(&mut self, id: ConnectionId, into: &mut [u8]) -> io::Result<usize> {
+        match self.socket(id)? {
+            Socket::Tcp(stream) => stream.read(into),
+            Socket::Unix(stream) => stream.read(into),
+        }
+    }
+
+    fn write(&mut self, id: ConnectionId, from: &[u8]) -> io::Result<usize> {
+        match self.socket(id)? {
+            Socket::Tcp(stream) => stream.write(from),
+            Socket::Unix(stream) => stream.write(from),
+        }
+    }
+
+    fn close(&mut self, id: ConnectionId) {
+        // Dropping a socket closes it and ends its registration.
+        if let Some(socket) = self.sockets.get_mut(id.slot as usize) {
+            *socket = None;
+        }
+    }
+
+    fn random(&mut self) -> [u8; 16] {
+        let mut bits = [0; 16];
+        if let Err(error) = getrandom::fill(&mut bits) {
+            // A guessable token is worse than no server.
+            tracing::error!(%error, "the system has no randomness");
+            std::process::abort();
+        }
+        bits
+    }
+
+    fn submit(&mut self, job: Job) {
+        self.threads.submit(job);
+    }
+}
+
+fn connection_id(token: usize) -> ConnectionId {
+    let part = |bits: usize| u32::try_from(bits & 0xffff_ffff).unwrap_or_default();
+    ConnectionId { slot: part(token), generation: part(token >> 32) }
+}
+
+fn is_readable(event: &mio::event::Event) -> bool {
+    event.is_readable() || event.is_read_closed() || event.is_error()
+}
+
+fn is_writable(event: &mio::event::Event) -> bool {
+    event.is_writable() || event.is_write_closed() || event.is_error()
+}
+
+/// Listens on every address and on the admin socket. The data directory is locked, so an admin socket that is there is
+/// left over.
+fn bind(listen: &[SocketAddr], admin_socket: &PathBuf, registry: &Registry) -> Result<Vec<Listener>, ServerError> {
+    let mut sockets = Vec::new();
+    for address in listen {
+        let socket = TcpListener::bind(*address).map_err(|error| ServerError::Listen(*address, error))?;
+        sockets.push(ListenerSocket::Tcp(socket));
+    }
+    let failed = |error| ServerError::AdminSocket(admin_socket.clone(), error);
+    match fs::remove_file(admin_socket) {
+        Err(error) if error.kind() != ErrorKind::NotFound => return Err(failed(error)),
+        _ => {}
+    }
+    // Nobody else can reach it in between: the data directory is the owner's alone.
+    let socket = UnixListener::bind(admin_socket).map_err(failed)?;
+    fs::set_permissions(admin_socket, fs::Permissions::from_mode(0o600)).map_err(failed)?;
+    sockets.push(ListenerSocket::Admin(socket));
+
+    let mut listeners = Vec::new();
+    for (index, mut socket) in sockets.into_iter().enumerate() {
+        let token = Token(LISTENER_LAST - index);
+        let registered = match &mut socket {
+            ListenerSocket::Tcp(socket) => registry.register(socket, token, Interest::READABLE),
+            ListenerSocket::Admin(socket) => registry.register(socket, token, Interest::READABLE),
+        };
+        registered.map_err(|error| ServerError::Setup("watch a listener", error))?;
+        listeners.push(Listener { socket, is_ready: true, retry_at: None });
+    }
+    Ok(listeners)
+}
+
+/// Raises the file descriptor limit as far as it goes, and says how many connections that allows.
+fn connections_possible() -> Result<usize, ServerError> {
+    let Rlimit { maximum, current } = getrlimit(Resource::Nofile);
+    if current != maximum {
+        let raised = Rlimit { current: maximum, maximum };
+        setrlimit(Resource::Nofile, raised)
+            .map_err(|error| ServerError::Setup("raise the file limit", error.into()))?;
+    }
+    let files = maximum.unwrap_or(u64::MAX);
+    let connections = files.saturating_sub(FILES_RESERVED).max(files / 2);
+    Ok(usize::try_from(connections).unwrap_or(usize::MAX))
+}
+
+/// True when nothing but this machine can reach the address.
+#[must_use]
+pub fn is_loopback(address: IpAddr) -> bool {
+    address.to_canonical().is_loopback()
+}

@@ -1,0 +1,577 @@
+//! Users, sessions, groups, mailboxes and file lists: plain owned state, changed in one place, [`State::apply`].
+//!
+//! It knows nothing of requests, buffers, disks or clocks. `apply` is deterministic and total: the same changes in the
+//! same order make the same state, in the running server and at start-up, and a change that names what is not there
+//! changes nothing.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::rc::Rc;
+
+use crate::change::{Change, FileId, GroupId, SessionId, Target, UserId};
+use crate::journal::Lsn;
+
+/// A token is good for this long after its last use.
+pub const SESSION_MS_MAX: u64 = 30 * 24 * HOUR_MS;
+/// A use is written down when the last one written down is older than this, and a token lives that much longer.
+pub const SESSION_TOUCH_MS: u64 = HOUR_MS;
+const HOUR_MS: u64 = 60 * 60 * 1000;
+
+/// All that the server knows.
+#[derive(Debug, Default)]
+pub struct State {
+    users: Vec<Option<Box<User>>>,
+    groups: HashMap<GroupId, Group>,
+    groups_next: u32,
+    names: HashMap<Box<str>, Owner>,
+    sessions: HashMap<SessionId, Session>,
+    /// The same sessions, the one used longest ago first.
+    sessions_by_use: BTreeSet<(u64, SessionId)>,
+    files: HashMap<FileId, StoredFile>,
+    files_by_origin: HashMap<(UserId, Target, Box<str>), FileId>,
+    files_next: u64,
+    files_bytes: u64,
+    files_freed: Vec<FileId>,
+}
+
+/// Who has a name: users and groups share one namespace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Owner {
+    User(UserId),
+    Group(GroupId),
+}
+
+/// An account.
+#[derive(Debug)]
+pub struct User {
+    /// Its name.
+    pub name: Box<str>,
+    /// A PHC string.
+    pub password_hash: Box<str>,
+    /// What it has not read yet.
+    pub mailbox: Mailbox,
+    /// Its logins.
+    pub sessions: Vec<SessionId>,
+    /// The groups that it is a member of.
+    pub groups: BTreeSet<GroupId>,
+    /// Its file list: the other party's name, then the file's; the newest of one name last.
+    pub files: BTreeMap<Box<str>, BTreeMap<Box<str>, Vec<FileId>>>,
+    /// The size of what it has sent and that somebody still lists.
+    pub sent_bytes: u64,
+}
+
+/// A login.
+#[derive(Clone, Copy, Debug)]
+pub struct Session {
+    /// Whose it is.
+    pub user: UserId,
+    /// When it was last used, as far as it was written down.
+    pub used: u64,
+}
+
+/// A group.
+#[derive(Debug)]
+pub struct Group {
+    /// Its name.
+    pub name: Box<str>,
+    /// The member who may add and remove others.
+    pub owner: UserId,
+    /// Its members, the longest first.
+    pub members: Vec<UserId>,
+    /// A PHC string, where one must know a secret to join.
+    pub secret_hash: Option<Box<str>>,
+}
+
+/// A file that somebody lists.
+#[derive(Debug)]
+pub struct StoredFile {
+    /// Who sent it.
+    pub from: UserId,
+    /// To whom.
+    pub to: Target,
+    /// Its name, as sent.
+    pub name: Box<str>,
+    /// Its size, decoded.
+    pub bytes: u64,
+    /// When in the order of changes it was stored.
+    pub lsn: Lsn,
+    /// Who lists it.
+    holders: Vec<UserId>,
+}
+
+/// Messages that wait for their reader, oldest first.
+#[derive(Debug, Default)]
+pub struct Mailbox {
+    entries: VecDeque<Entry>,
+    bytes: u64,
+    last_id: u64,
+}
+
+/// A message in a mailbox.
+#[derive(Clone, Debug)]
+pub struct Entry {
+    /// Grows by message in this mailbox, and is never given twice.
+    pub id: u64,
+    /// When in the order of changes it was sent.
+    pub lsn: Lsn,
+    /// Shared by all who got it.
+    pub message: Rc<Message>,
+}
+
+/// What was sent, once for all its readers.
+#[derive(Debug)]
+pub struct Message {
+    /// Milliseconds since 1970, UTC.
+    pub at: u64,
+    /// It was sent to a group.
+    pub is_to_group: bool,
+    from_end: usize,
+    to_end: usize,
+    /// The sender's name, the target's name and the text, in one piece of memory.
+    joined: Box<str>,
+}
+
+impl Message {
+    fn new(at: u64, from: &str, to: &str, is_to_group: bool, text: &str) -> Self {
+        Self {
+            at,
+            is_to_group,
+            from_end: from.len(),
+            to_end: from.len() + to.len(),
+            joined: [from, to, text].concat().into_boxed_str(),
+        }
+    }
+
+    /// The sender's name at the time.
+    #[must_use]
+    pub fn from(&self) -> &str {
+        &self.joined[..self.from_end]
+    }
+
+    /// The name of the user or group that it was sent to, at the time.
+    #[must_use]
+    pub fn to(&self) -> &str {
+        &self.joined[self.from_end..self.to_end]
+    }
+
+    /// What was said.
+    #[must_use]
+    pub fn text(&self) -> &str {
+        &self.joined[self.to_end..]
+    }
+}
+
+impl Mailbox {
+    /// What waits, oldest first.
+    #[must_use]
+    pub fn entries(&self) -> &VecDeque<Entry> {
+        &self.entries
+    }
+
+    /// The size of the texts that wait.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Where the first entry with at least this id stands.
+    #[must_use]
+    pub fn position(&self, id: u64) -> usize {
+        self.entries.partition_point(|entry| entry.id < id)
+    }
+
+    fn push(&mut self, lsn: Lsn, message: Rc<Message>) {
+        self.last_id += 1;
+        self.bytes += message.text().len() as u64;
+        self.entries.push_back(Entry { id: self.last_id, lsn, message });
+    }
+
+    fn remove(&mut self, first: u64, last: u64) {
+        let range = self.position(first)..self.position(last.saturating_add(1));
+        if range.start < range.end {
+            self.bytes -= self.entries.drain(range).map(|entry| entry.message.text().len() as u64).sum::<u64>();
+        }
+    }
+}
+
+/// What the state can be asked.
+impl State {
+    /// The user with this number.
+    #[must_use]
+    pub fn user(&self, user: UserId) -> Option<&User> {
+        self.users.get(user.0 as usize)?.as_deref()
+    }
+
+    /// The user with this name.
+    #[must_use]
+    pub fn user_named(&self, name: &str) -> Option<UserId> {
+        match self.names.get(name) {
+            Some(Owner::User(user)) => Some(*user),
+            _ => None,
+        }
+    }
+
+    /// Every user, in the order in which they came.
+    pub fn users(&self) -> impl Iterator<Item = &User> {
+        self.users.iter().flatten().map(|user| &**user)
+    }
+
+    /// The group with this number.
+    #[must_use]
+    pub fn group(&self, group: GroupId) -> Option<&Group> {
+        self.groups.get(&group)
+    }
+
+    /// The group with this name.
+    #[must_use]
+    pub fn group_named(&self, name: &str) -> Option<GroupId> {
+        match self.names.get(name) {
+            Some(Owner::Group(group)) => Some(*group),
+            _ => None,
+        }
+    }
+
+    /// Every group, in no order.
+    pub fn groups(&self) -> impl Iterator<Item = &Group> {
+        self.groups.values()
+    }
+
+    /// True when a user or a group has this name.
+    #[must_use]
+    pub fn is_taken(&self, name: &str) -> bool {
+        self.names.contains_key(name)
+    }
+
+    /// True when the user is in the group.
+    #[must_use]
+    pub fn is_member(&self, group: GroupId, user: UserId) -> bool {
+        self.user(user).is_some_and(|user| user.groups.contains(&group))
+    }
+
+    /// The name of a target that exists.
+    #[must_use]
+    pub fn target_name(&self, target: Target) -> Option<&str> {
+        match target {
+            Target::User(user) => self.user(user).map(|user| &*user.name),
+            Target::Group(group) => self.group(group).map(|group| &*group.name),
+        }
+    }
+
+    /// Who gets what `from` sends to `to`.
+    pub fn receivers(&self, from: UserId, to: Target) -> impl Iterator<Item = &User> {
+        let (one, members) = match to {
+            Target::User(user) => (Some(user), &[][..]),
+            Target::Group(group) => (None, self.group(group).map_or(&[][..], |group| &group.members)),
+        };
+        let others = members.iter().copied().filter(move |member| *member != from);
+        one.into_iter().chain(others).filter_map(|receiver| self.user(receiver))
+    }
+
+    /// The login, if it is still good at `now`.
+    #[must_use]
+    pub fn session(&self, session: SessionId, now: u64) -> Option<Session> {
+        self.sessions.get(&session).copied().filter(|session| !is_expired(session.used, now))
+    }
+
+    /// The login that was used longest ago, if it is no longer good at `now`.
+    #[must_use]
+    pub fn session_expired(&self, now: u64) -> Option<SessionId> {
+        self.sessions_by_use.first().filter(|(used, _)| is_expired(*used, now)).map(|(_, session)| *session)
+    }
+
+    /// The one of the user's logins that was used longest ago.
+    #[must_use]
+    pub fn session_oldest(&self, user: UserId) -> Option<SessionId> {
+        let used = |session: &&SessionId| self.sessions.get(session).map(|session| session.used);
+        self.user(user)?.sessions.iter().min_by_key(used).copied()
+    }
+
+    /// A stored file.
+    #[must_use]
+    pub fn file(&self, file: FileId) -> Option<&StoredFile> {
+        self.files.get(&file)
+    }
+
+    /// The newest file that the user's list has under this party and name.
+    #[must_use]
+    pub fn file_listed(&self, user: UserId, party: &str, name: &str) -> Option<FileId> {
+        self.user(user)?.files.get(party)?.get(name)?.last().copied()
+    }
+
+    /// The size of the file that one of this origin would replace.
+    #[must_use]
+    pub fn file_replaced_bytes(&self, from: UserId, to: Target, name: &str) -> u64 {
+        let replaced = self.files_by_origin.get(&(from, to, name.into()));
+        replaced.and_then(|file| self.files.get(file)).map_or(0, |file| file.bytes)
+    }
+
+    /// The size of all stored files.
+    #[must_use]
+    pub fn files_bytes(&self) -> u64 {
+        self.files_bytes
+    }
+
+    /// The number that the next user gets.
+    #[must_use]
+    pub fn next_user(&self) -> UserId {
+        UserId(u32::try_from(self.users.len()).unwrap_or(u32::MAX))
+    }
+
+    /// The number that the next group gets.
+    #[must_use]
+    pub fn next_group(&self) -> GroupId {
+        GroupId(self.groups_next)
+    }
+
+    /// The least number that no file ever had.
+    #[must_use]
+    pub fn next_file(&self) -> FileId {
+        FileId(self.files_next)
+    }
+
+    /// Files that nobody lists any more since this was last asked; their bytes may go once the changes are durable.
+    pub fn take_freed_files(&mut self) -> Vec<FileId> {
+        std::mem::take(&mut self.files_freed)
+    }
+}
+
+fn is_expired(used: u64, now: u64) -> bool {
+    now > used.saturating_add(SESSION_MS_MAX + SESSION_TOUCH_MS)
+}
+
+/// The one way in which the state changes.
+impl State {
+    /// Makes one change, which stands at `lsn` in the order of changes.
+    pub fn apply(&mut self, change: &Change<'_>, lsn: Lsn) {
+        match *change {
+            Change::UserAdded { user, name, password_hash } => self.add_user(user, name, password_hash),
+            Change::PasswordChanged { user, password_hash, keep } => self.change_password(user, password_hash, keep),
+            Change::UserRemoved { user } => self.remove_user(user),
+            Change::SessionOpened { session, user, at } => self.open_session(session, user, at),
+            Change::SessionUsed { session, at } => self.use_session(session, at),
+            Change::SessionClosed { session } => self.close_session(session),
+            Change::GroupCreated { group, name, owner, secret_hash } => {
+                self.create_group(group, name, owner, secret_hash);
+            }
+            Change::MemberJoined { group, user } => self.join(group, user),
+            Change::MemberLeft { group, user } => self.leave(group, user),
+            Change::MessageSent { from, to, at, text } => self.send(lsn, from, to, at, text),
+            Change::Delivered { user, first, last } => {
+                if let Some(user) = self.user_mut(user) {
+                    user.mailbox.remove(first, last);
+                }
+            }
+            Change::FileStored { file, from, to, bytes, name } => self.store_file(lsn, file, from, to, bytes, name),
+            Change::FileDropped { user, party, name } => self.drop_file(user, party, name),
+        }
+    }
+
+    fn user_mut(&mut self, user: UserId) -> Option<&mut User> {
+        self.users.get_mut(user.0 as usize)?.as_deref_mut()
+    }
+
+    fn add_user(&mut self, user: UserId, name: &str, password_hash: &str) {
+        if user != self.next_user() || self.is_taken(name) {
+            return;
+        }
+        self.names.insert(name.into(), Owner::User(user));
+        self.users.push(Some(Box::new(User {
+            name: name.into(),
+            password_hash: password_hash.into(),
+            mailbox: Mailbox::default(),
+            sessions: Vec::new(),
+            groups: BTreeSet::new(),
+            files: BTreeMap::new(),
+            sent_bytes: 0,
+        })));
+    }
+
+    fn change_password(&mut self, user: UserId, password_hash: &str, keep: Option<SessionId>) {
+        let Some(account) = self.user_mut(user) else { return };
+        account.password_hash = password_hash.into();
+        let ended: Vec<SessionId> = account.sessions.iter().copied().filter(|session| Some(*session) != keep).collect();
+        for session in ended {
+            self.close_session(session);
+        }
+    }
+
+    fn remove_user(&mut self, user: UserId) {
+        let Some(account) = self.user(user) else { return };
+        let sessions = account.sessions.clone();
+        let groups = account.groups.clone();
+        for session in sessions {
+            self.close_session(session);
+        }
+        for group in groups {
+            self.leave(group, user);
+        }
+        let Some(account) = self.users.get_mut(user.0 as usize).and_then(Option::take) else { return };
+        self.names.remove(&account.name);
+        for file in account.files.into_values().flat_map(BTreeMap::into_values).flatten() {
+            self.release_file(file, user);
+        }
+    }
+
+    fn open_session(&mut self, session: SessionId, user: UserId, at: u64) {
+        if self.sessions.contains_key(&session) {
+            return;
+        }
+        let Some(account) = self.user_mut(user) else { return };
+        account.sessions.push(session);
+        self.sessions.insert(session, Session { user, used: at });
+        self.sessions_by_use.insert((at, session));
+    }
+
+    fn use_session(&mut self, session: SessionId, at: u64) {
+        let Some(known) = self.sessions.get_mut(&session) else { return };
+        self.sessions_by_use.remove(&(known.used, session));
+        known.used = at;
+        self.sessions_by_use.insert((at, session));
+    }
+
+    fn close_session(&mut self, session: SessionId) {
+        let Some(closed) = self.sessions.remove(&session) else { return };
+        self.sessions_by_use.remove(&(closed.used, session));
+        if let Some(account) = self.user_mut(closed.user) {
+            account.sessions.retain(|known| *known != session);
+        }
+    }
+
+    fn create_group(&mut self, group: GroupId, name: &str, owner: UserId, secret_hash: Option<&str>) {
+        if group.0 < self.groups_next || group.0 == u32::MAX || self.is_taken(name) {
+            return;
+        }
+        let Some(account) = self.user_mut(owner) else { return };
+        account.groups.insert(group);
+        self.groups_next = group.0 + 1;
+        self.names.insert(name.into(), Owner::Group(group));
+        let secret_hash = secret_hash.map(Into::into);
+        self.groups.insert(group, Group { name: name.into(), owner, members: vec![owner], secret_hash });
+    }
+
+    fn join(&mut self, group: GroupId, user: UserId) {
+        if !self.groups.contains_key(&group) {
+            return;
+        }
+        let is_new = self.user_mut(user).is_some_and(|account| account.groups.insert(group));
+        if let Some(joined) = self.groups.get_mut(&group).filter(|_| is_new) {
+            joined.members.push(user);
+        }
+    }
+
+    fn leave(&mut self, group: GroupId, user: UserId) {
+        let was_member = self.user_mut(user).is_some_and(|account| account.groups.remove(&group));
+        let Some(left) = self.groups.get_mut(&group).filter(|_| was_member) else { return };
+        left.members.retain(|member| *member != user);
+        match left.members.first() {
+            Some(longest) if left.owner == user => left.owner = *longest,
+            Some(_) => {}
+            None => {
+                if let Some(ended) = self.groups.remove(&group) {
+                    self.names.remove(&ended.name);
+                }
+            }
+        }
+    }
+
+    fn send(&mut self, lsn: Lsn, from: UserId, to: Target, at: u64, text: &str) {
+        let (Some(sender), Some(to_name)) = (self.user(from), self.target_name(to)) else { return };
+        let is_to_group = matches!(to, Target::Group(_));
+        let message = Rc::new(Message::new(at, &sender.name, to_name, is_to_group, text));
+        match to {
+            Target::User(user) => {
+                if let Some(user) = self.user_mut(user) {
+                    user.mailbox.push(lsn, message);
+                }
+            }
+            Target::Group(group) => {
+                let Some(group) = self.groups.get(&group) else { return };
+                for member in group.members.iter().filter(|member| **member != from) {
+                    if let Some(Some(user)) = self.users.get_mut(member.0 as usize) {
+                        user.mailbox.push(lsn, Rc::clone(&message));
+                    }
+                }
+            }
+        }
+    }
+
+    fn store_file(&mut self, lsn: Lsn, file: FileId, from: UserId, to: Target, bytes: u64, name: &str) {
+        let (Some(sender), Some(target)) = (self.user(from), self.target_name(to)) else { return };
+        let (from_name, to_name) = (sender.name.clone(), Box::<str>::from(target));
+        if file.0 < self.files_next || file.0 == u64::MAX {
+            return;
+        }
+        self.files_next = file.0 + 1;
+        if let Some(replaced) = self.files_by_origin.get(&(from, to, name.into())).copied() {
+            for holder in self.files.get(&replaced).map(|file| file.holders.clone()).unwrap_or_default() {
+                let party = if holder == from { &to_name } else { &from_name };
+                self.unlist(holder, party, name, replaced);
+                self.release_file(replaced, holder);
+            }
+        }
+        let mut holders = match to {
+            Target::User(user) => vec![user],
+            Target::Group(group) => self.groups.get(&group).map(|group| group.members.clone()).unwrap_or_default(),
+        };
+        if !holders.contains(&from) {
+            holders.push(from);
+        }
+        for &holder in &holders {
+            let party = if holder == from { &to_name } else { &from_name };
+            if let Some(account) = self.user_mut(holder) {
+                let listed = account.files.entry(party.clone()).or_default().entry(name.into()).or_default();
+                listed.push(file);
+            }
+        }
+        if let Some(sender) = self.user_mut(from) {
+            sender.sent_bytes = sender.sent_bytes.saturating_add(bytes);
+        }
+        self.files_bytes = self.files_bytes.saturating_add(bytes);
+        self.files_by_origin.insert((from, to, name.into()), file);
+        self.files.insert(file, StoredFile { from, to, name: name.into(), bytes, lsn, holders });
+    }
+
+    fn drop_file(&mut self, user: UserId, party: &str, name: &str) {
+        let Some(account) = self.user_mut(user) else { return };
+        let Some(names) = account.files.get_mut(party) else { return };
+        let dropped = names.remove(name).unwrap_or_default();
+        if names.is_empty() {
+            account.files.remove(party);
+        }
+        for file in dropped {
+            self.release_file(file, user);
+        }
+    }
+
+    /// Takes one file off a list, and leaves others of the same name.
+    fn unlist(&mut self, user: UserId, party: &str, name: &str, file: FileId) {
+        let Some(account) = self.user_mut(user) else { return };
+        let Some(names) = account.files.get_mut(party) else { return };
+        let Some(files) = names.get_mut(name) else { return };
+        files.retain(|listed| *listed != file);
+        if files.is_empty() {
+            names.remove(name);
+        }
+        if names.is_empty() {
+            account.files.remove(party);
+        }
+    }
+
+    /// The user no longer lists the file; with the last who did, it goes.
+    fn release_file(&mut self, file: FileId, user: UserId) {
+        let Some(stored) = self.files.get_mut(&file) else { return };
+        stored.holders.retain(|holder| *holder != user);
+        if !stored.holders.is_empty() {
+            return;
+        }
+        let Some(freed) = self.files.remove(&file) else { return };
+        self.files_freed.push(file);
+        self.files_bytes = self.files_bytes.saturating_sub(freed.bytes);
+        if let Some(sender) = self.user_mut(freed.from) {
+            sender.sent_bytes = sender.sent_bytes.saturating_sub(freed.bytes);
+        }
+        let origin = (freed.from, freed.to, freed.name);
+        if self.files_by_origin.get(&origin) == Some(&file) {
+            self.files_by_origin.remove(&origin);
+        }
+    }
+}

@@ -1,0 +1,157 @@
+//! The helper threads: each owns what it works on, takes owned jobs from a channel, and hands owned results back through
+//! another and a wake-up. None of them sees the state.
+
+use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use mio::Waker;
+
+use crate::engine::{Completion, Job};
+use crate::files::{FileJob, FileStore};
+use crate::journal::{Batch, Journal};
+use crate::password::{Hasher, PasswordJob};
+use crate::store::{self, WorkError};
+
+/// While the disk is too full to make room ahead, it is tried again this often.
+const ROOM_RETRY: Duration = Duration::from_secs(1);
+/// Batches written together at most.
+const BATCHES_MAX: usize = 64;
+
+/// What the loop hears from a helper thread.
+pub type Report = Result<Completion, WorkError>;
+
+/// The loop's side of the helper threads.
+pub struct Threads {
+    journal: Sender<Batch>,
+    files: Sender<FileJob>,
+    passwords: Sender<PasswordJob>,
+    reports: Receiver<Report>,
+    handles: Vec<JoinHandle<()>>,
+}
+
+/// A helper thread's way back.
+#[derive(Clone)]
+struct Reporter {
+    reports: Sender<Report>,
+    waker: Arc<Waker>,
+}
+
+impl Reporter {
+    /// Says what came of a job; false when nobody listens any more.
+    fn say(&self, report: Report) -> bool {
+        let is_fine = report.is_ok();
+        self.reports.send(report).is_ok() && self.waker.wake().is_ok() && is_fine
+    }
+}
+
+impl Threads {
+    /// Starts the threads. Each report wakes the loop through `waker`.
+    ///
+    /// # Errors
+    /// The system has no room for a thread.
+    pub fn start(journal: Journal, files: FileStore, hasher: Hasher, waker: Arc<Waker>) -> std::io::Result<Self> {
+        let (reports_in, reports) = mpsc::channel();
+        let reporter = Reporter { reports: reports_in, waker };
+        let (journal_jobs, batches) = mpsc::channel();
+        let (file_jobs, files_to_do) = mpsc::channel();
+        let (password_jobs, passwords_to_do) = mpsc::channel();
+        let spawn =
+            |name: &str, work: Box<dyn FnOnce() + Send>| thread::Builder::new().name(name.to_owned()).spawn(work);
+        let (for_journal, for_files, for_passwords) = (reporter.clone(), reporter.clone(), reporter);
+        let handles = vec![
+            spawn("journal", Box::new(move || run_journal(journal, &batches, &for_journal)))?,
+            spawn("files", Box::new(move || run_files(files, &files_to_do, &for_files)))?,
+            spawn("password", Box::new(move || run_passwords(&hasher, &passwords_to_do, &for_passwords)))?,
+        ];
+        Ok(Self { journal: journal_jobs, files: file_jobs, passwords: password_jobs, reports, handles })
+    }
+
+    /// Hands a job to its thread. A thread that is gone has said why, so its jobs may be dropped.
+    pub fn submit(&self, job: Job) {
+        let is_taken = match job {
+            Job::Journal(batch) => self.journal.send(batch).is_ok(),
+            Job::File(job) => self.files.send(job).is_ok(),
+            Job::Password(job) => self.passwords.send(job).is_ok(),
+        };
+        if !is_taken {
+            tracing::debug!("a job came for a thread that has ended");
+        }
+    }
+
+    /// The next report, if there is one.
+    #[must_use]
+    pub fn report(&self) -> Option<Report> {
+        self.reports.try_recv().ok()
+    }
+
+    /// Lets the threads do what they have, and waits for them.
+    ///
+    /// # Errors
+    /// The first that one of them failed with.
+    pub fn finish(self) -> Result<(), WorkError> {
+        drop((self.journal, self.files, self.passwords));
+        for handle in self.handles {
+            if handle.join().is_err() {
+                tracing::error!("a helper thread panicked");
+            }
+        }
+        self.reports.iter().try_for_each(|report| report.map(drop))
+    }
+}
+
+/// Writes what has come since the last sync, all at once.
+fn run_journal(mut journal: Journal, batches: &Receiver<Batch>, reporter: &Reporter) {
+    loop {
+        let first = if journal.is_short_of_room() {
+            match batches.recv_timeout(ROOM_RETRY) {
+                Err(RecvTimeoutError::Timeout) => None,
+                Err(RecvTimeoutError::Disconnected) => return,
+                Ok(batch) => Some(batch),
+            }
+        } else {
+            let Ok(batch) = batches.recv() else { return };
+            Some(batch)
+        };
+        let Some(first) = first else {
+            let path = journal.path().display().to_string();
+            let room = journal.make_room().map(Completion::Room).map_err(|error| WorkError::Journal(path, error));
+            if !reporter.say(room) {
+                return;
+            }
+            continue;
+        };
+        let mut together = vec![first];
+        together.extend(batches.try_iter().take(BATCHES_MAX - 1));
+        let is_heard = match store::write(&mut journal, together) {
+            Ok(completions) => completions.into_iter().all(|completion| reporter.say(Ok(completion))),
+            Err(error) => reporter.say(Err(error)),
+        };
+        if !is_heard {
+            return;
+        }
+    }
+}
+
+fn run_files(mut files: FileStore, jobs: &Receiver<FileJob>, reporter: &Reporter) {
+    for job in jobs {
+        let is_heard = match files.run(job) {
+            Ok(None) => true,
+            Ok(Some(done)) => reporter.say(Ok(Completion::File(done))),
+            Err(error) => reporter.say(Err(WorkError::Files(error))),
+        };
+        if !is_heard {
+            return;
+        }
+    }
+}
+
+fn run_passwords(hasher: &Hasher, jobs: &Receiver<PasswordJob>, reporter: &Reporter) {
+    for job in jobs {
+        let report = hasher.run(&job).map(Completion::Password).map_err(WorkError::Password);
+        if !reporter.say(report) {
+            return;
+        }
+    }
+}

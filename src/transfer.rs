@@ -1,0 +1,309 @@
+//! Files as streams: what a `SEND FILE` line carries is decoded as it comes, what `DOWNLOAD FILE` gives is encoded as it
+//! leaves, a block at a time. Small or large, every file goes this one way. No sockets and no disk here.
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use memchr::memchr3;
+
+use crate::change::{FileId, Target, UserId};
+use crate::files::TransferId;
+use crate::journal::Lsn;
+use crate::refusal::Refusal;
+use crate::verb::Spec;
+
+/// Decoded bytes in a block. A multiple of three, so that every block but the last encodes without padding.
+pub const BLOCK_BYTES: usize = 48 * 1024;
+
+/// A file on its way in.
+#[derive(Debug)]
+pub struct Upload {
+    /// Its name among the file jobs.
+    pub transfer: TransferId,
+    /// How it was asked for.
+    pub spec: &'static Spec,
+    /// Who, to whom, and what it is called.
+    pub envelope: Envelope,
+    /// The content so far.
+    pub content: ContentReader,
+    /// Decoded bytes that are not yet on their way to the disk.
+    pub block: Vec<u8>,
+    /// Decoded bytes in all.
+    pub bytes: u64,
+    /// A block is on its way to the disk.
+    pub is_writing: bool,
+    /// The end of the line has been seen.
+    pub is_complete: bool,
+    /// The whole line was there at once, so the end of the stream may end it.
+    pub is_short: bool,
+}
+
+/// What an upload is, but for its content.
+#[derive(Clone, Debug)]
+pub struct Envelope {
+    /// Who sends it.
+    pub from: UserId,
+    /// To whom.
+    pub to: Target,
+    /// Its name.
+    pub name: Box<str>,
+    /// The most bytes it may have.
+    pub bytes_max: u64,
+    /// The answer if it has more.
+    pub over: Refusal,
+}
+
+/// A file on its way out.
+#[derive(Debug)]
+pub struct Download {
+    /// Its name among the file jobs.
+    pub transfer: TransferId,
+    /// How it was asked for.
+    pub spec: &'static Spec,
+    /// What is sent.
+    pub file: FileId,
+    /// Its name.
+    pub name: Box<str>,
+    /// Its size.
+    pub bytes: u64,
+    /// Decoded bytes that are in the write buffer or beyond.
+    pub sent: u64,
+    /// The reply has begun.
+    pub is_begun: bool,
+    /// A block is on its way from the disk.
+    pub is_reading: bool,
+    /// When in the order of changes the file was stored.
+    pub lsn: Lsn,
+}
+
+impl Download {
+    /// The size of the next block.
+    #[must_use]
+    pub fn next_bytes(&self) -> usize {
+        usize::try_from(self.bytes - self.sent).unwrap_or(BLOCK_BYTES).min(BLOCK_BYTES)
+    }
+}
+
+/// Appends the base64 of a block.
+pub fn encode(block: &[u8], out: &mut Vec<u8>) {
+    let start = out.len();
+    out.resize(start + block.len().div_ceil(3) * 4, 0);
+    // The room is exact, which is all that can be wrong here.
+    let written = STANDARD.encode_slice(block, &mut out[start..]).unwrap_or(0);
+    debug_assert_eq!(out.len(), start + written);
+}
+
+/// What is wrong with the content of a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ContentError {
+    /// It is not base64.
+    Base64,
+    /// Another word follows it.
+    Excess,
+    /// Its end never came.
+    Missing,
+}
+
+/// Reads the rest of a line as one base64 word, in whatever pieces it comes: blanks around it do not count, nor does
+/// a carriage return right before the line end.
+#[derive(Debug, Default)]
+pub struct ContentReader {
+    place: Place,
+    decoder: Decoder,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Place {
+    #[default]
+    Before,
+    Within,
+    Behind,
+    /// Behind a carriage return: the line end must follow.
+    Return,
+    Ended,
+}
+
+impl ContentReader {
+    /// Decodes `input` into `out` up to the end of the line. Says how many bytes it took: all, or those up to and with the
+    /// line end; [`Self::is_ended`] tells which.
+    ///
+    /// # Errors
+    /// [`ContentError`]; the reader must not be used again then.
+    pub fn read(&mut self, input: &[u8], out: &mut Vec<u8>) -> Result<usize, ContentError> {
+        let mut taken = 0;
+        while let Some(&byte) = input.get(taken) {
+            self.place = match (self.place, byte) {
+                (Place::Ended, _) => break,
+                (_, b'\n') => {
+                    self.decoder.finish()?;
+                    Place::Ended
+                }
+                (Place::Return, _) => return Err(ContentError::Base64),
+                (_, b'\r') => Place::Return,
+                (Place::Before, b' ') => Place::Before,
+                (Place::Within | Place::Behind, b' ') => Place::Behind,
+                (Place::Behind, _) => return Err(ContentError::Excess),
+                (Place::Before | Place::Within, _) => {
+                    let rest = &input[taken..];
+                    let word = &rest[..memchr3(b' ', b'\r', b'\n', rest).unwrap_or(rest.len())];
+                    self.decoder.decode(word, out)?;
+                    taken += word.len();
+                    self.place = Place::Within;
+                    continue;
+                }
+            };
+            taken += 1;
+        }
+        Ok(taken)
+    }
+
+    /// Ends the content where the stream ends.
+    ///
+    /// # Errors
+    /// [`ContentError`]
+    pub fn finish(&mut self) -> Result<(), ContentError> {
+        if self.place != Place::Ended {
+            self.decoder.finish()?;
+            self.place = Place::Ended;
+        }
+        Ok(())
+    }
+
+    /// The whole content has been read.
+    #[must_use]
+    pub fn is_ended(&self) -> bool {
+        self.place == Place::Ended
+    }
+}
+
+/// base64 in pieces of any size: the standard alphabet, padding required, nothing behind it.
+#[derive(Debug, Default)]
+struct Decoder {
+    carry: [u8; 4],
+    carried: usize,
+    is_padded: bool,
+}
+
+impl Decoder {
+    fn decode(&mut self, input: &[u8], out: &mut Vec<u8>) -> Result<(), ContentError> {
+        let mut input = input;
+        if self.carried > 0 {
+            let (head, rest) = input.split_at(input.len().min(4 - self.carried));
+            self.carry[self.carried..self.carried + head.len()].copy_from_slice(head);
+            self.carried += head.len();
+            input = rest;
+            if self.carried < 4 {
+                return Ok(());
+            }
+            self.carried = 0;
+            let carry = self.carry;
+            self.decode_whole(&carry, out)?;
+        }
+        let (whole, tail) = input.split_at(input.len() / 4 * 4);
+        self.decode_whole(whole, out)?;
+        self.carry[..tail.len()].copy_from_slice(tail);
+        self.carried = tail.len();
+        if self.is_padded && self.carried > 0 { Err(ContentError::Base64) } else { Ok(()) }
+    }
+
+    /// Decodes whole groups of four.
+    fn decode_whole(&mut self, groups: &[u8], out: &mut Vec<u8>) -> Result<(), ContentError> {
+        if groups.is_empty() {
+            return Ok(());
+        }
+        if self.is_padded {
+            return Err(ContentError::Base64);
+        }
+        self.is_padded = groups.ends_with(b"=");
+        let start = out.len();
+        out.resize(start + groups.len() / 4 * 3, 0);
+        match STANDARD.decode_slice(groups, &mut out[start..]) {
+            Ok(count) => {
+                out.truncate(start + count);
+                Ok(())
+            }
+            Err(_) => {
+                out.truncate(start);
+                Err(ContentError::Base64)
+            }
+        }
+    }
+
+    fn finish(&self) -> Result<(), ContentError> {
+        if self.carried == 0 { Ok(()) } else { Err(ContentError::Base64) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// Reads a line in pieces of the given sizes; what it decoded to, and how many bytes it took.
+    fn read(line: &[u8], cuts: &[usize]) -> Result<(Vec<u8>, usize), ContentError> {
+        let mut reader = ContentReader::default();
+        let mut out = Vec::new();
+        let mut taken = 0;
+        for cut in cuts.iter().cycle() {
+            if taken == line.len() || reader.is_ended() {
+                break;
+            }
+            let end = (taken + cut).min(line.len());
+            taken += reader.read(&line[taken..end], &mut out)?;
+        }
+        reader.finish()?;
+        Ok((out, taken))
+    }
+
+    fn whole(line: &str) -> Result<Vec<u8>, ContentError> {
+        read(line.as_bytes(), &[line.len().max(1)]).map(|(out, _)| out)
+    }
+
+    #[test]
+    fn blanks_and_the_line_end_are_not_content() {
+        for line in ["QUJD\n", " QUJD\r\n", "  QUJD  \r\n", "QUJD"] {
+            assert_eq!(whole(line), Ok(b"ABC".to_vec()), "{line:?}");
+        }
+        for line in [" \n", "\r\n", "", "   "] {
+            assert_eq!(whole(line), Ok(Vec::new()), "{line:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_strict_base64_is_refused() {
+        for line in [
+            "QUJ\n",
+            "QUJDR\n",
+            "QQ\n",
+            "QQ=\n",
+            "QR==\n",
+            "QQ==QQ==\n",
+            "QU-_\n",
+            "=\n",
+            "QUJD\rQUJD\n",
+            "Q\u{e9}==\n",
+        ] {
+            assert_eq!(whole(line), Err(ContentError::Base64), "{line:?}");
+        }
+        assert_eq!(whole("QUJD QUJD\n"), Err(ContentError::Excess));
+    }
+
+    proptest! {
+        #[test]
+        fn any_chunking_decodes_alike(
+            bytes in proptest::collection::vec(any::<u8>(), 0..300),
+            cuts in proptest::collection::vec(1usize..20, 1..30),
+        ) {
+            let mut line = b" ".to_vec();
+            encode(&bytes, &mut line);
+            line.extend_from_slice(b" \r\nrest");
+            let (out, taken) = read(&line, &cuts).unwrap();
+            prop_assert_eq!(out, bytes);
+            prop_assert_eq!(taken, line.len() - 4);
+        }
+
+        #[test]
+        fn chunking_does_not_change_what_is_refused(line in "[A-D=+/ \r-]{0,24}\n", cuts in proptest::collection::vec(1usize..5, 1..9)) {
+            prop_assert_eq!(read(line.as_bytes(), &cuts), read(line.as_bytes(), &[line.len()]));
+        }
+    }
+}
