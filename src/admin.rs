@@ -76,8 +76,8 @@ pub fn request(root: &Path, line: &str, may_create: bool) -> Result<Value, Admin
             if !may_create && !data::exists(root) {
                 return Err(AdminError::NoData(root.to_owned()));
             }
-            let mut offline = Offline::open(root)?;
-            offline.request(line)
+            let store = Store::open(root).map_err(AdminError::Store)?;
+            Offline::new(store)?.request(line)
         }
         Err(error) => Err(AdminError::Socket(path, error)),
     }
@@ -87,8 +87,8 @@ pub fn request(root: &Path, line: &str, may_create: bool) -> Result<Value, Admin
 ///
 /// # Errors
 /// [`AdminError`]
-pub fn make_demo(root: &Path) -> Result<(), AdminError> {
-    let mut offline = Offline::open(root)?;
+pub fn make_demo(store: Store) -> Result<Store, AdminError> {
+    let mut offline = Offline::new(store)?;
     let state = offline.local.engine.state();
     let missing: Vec<&str> = DEMO_USERS.into_iter().filter(|name| state.user_named(name).is_none()).collect();
     let has_group = state.is_taken(DEMO_GROUP);
@@ -96,12 +96,12 @@ pub fn make_demo(root: &Path) -> Result<(), AdminError> {
         offline.request(&format!("USER ADD {name} {DEMO_PASSWORD}"))?;
     }
     if has_group {
-        return Ok(());
+        return Ok(offline.into_store());
     }
     let [owner, members @ ..] = DEMO_USERS;
     let login = match offline.request(&format!("AUTH {owner} {DEMO_PASSWORD}")) {
         // Whoever gave the account another password has made the demonstration his own.
-        Err(AdminError::Refused(_)) => return Ok(()),
+        Err(AdminError::Refused(_)) => return Ok(offline.into_store()),
         login => login?,
     };
     let token = login["data"].as_str().unwrap_or_default();
@@ -109,24 +109,30 @@ pub fn make_demo(root: &Path) -> Result<(), AdminError> {
     for member in members {
         offline.request(&format!("ADD MEMBER {token} {DEMO_GROUP} {member}"))?;
     }
-    offline.request(&format!("LOGOUT {token}")).map(drop)
+    offline.request(&format!("LOGOUT {token}"))?;
+    Ok(offline.into_store())
 }
 
 /// A data directory that no server holds, with the engine in memory.
 struct Offline {
     local: Local<StoreWorkers>,
     /// Held, so that no server starts meanwhile.
-    _directory: data::DataDirectory,
+    directory: data::DataDirectory,
 }
 
 impl Offline {
-    fn open(root: &Path) -> Result<Self, AdminError> {
-        let Store { directory, state, journal, files } = Store::open(root).map_err(AdminError::Store)?;
+    fn new(store: Store) -> Result<Self, AdminError> {
+        let Store { directory, state, journal, files } = store;
         let registration = Registration { is_open: false, per_minute_max: 0 };
         let engine = Engine::new(Limits::default(), registration, state, journal.log());
         let hasher = Hasher::new().map_err(AdminError::Hash)?;
         let local = Local::new(engine, StoreWorkers { journal, files, hasher }, now());
-        Ok(Self { local, _directory: directory })
+        Ok(Self { local, directory })
+    }
+
+    fn into_store(self) -> Store {
+        let StoreWorkers { journal, files, .. } = self.local.workers;
+        Store { directory: self.directory, state: self.local.engine.into_state(), journal, files }
     }
 
     fn request(&mut self, line: &str) -> Result<Value, AdminError> {

@@ -182,12 +182,7 @@ pub fn main() -> ExitCode {
 fn serve(arguments: Serve) -> ExitCode {
     start_log(arguments.log, arguments.log_format);
     let options = match server_options(arguments) {
-        Ok((options, is_demo)) => {
-            if is_demo && let Err(error) = admin::make_demo(&options.data) {
-                return fail(EXIT_USAGE, &error);
-            }
-            options
-        }
+        Ok(options) => options,
         Err(text) => return fail(EXIT_USAGE, &text),
     };
     let result = Server::start(options).and_then(|server| {
@@ -206,8 +201,8 @@ fn serve(arguments: Serve) -> ExitCode {
     }
 }
 
-/// What the arguments mean together, and whether it is a demonstration.
-fn server_options(arguments: Serve) -> Result<(ServerOptions, bool), String> {
+/// What the arguments mean together.
+fn server_options(arguments: Serve) -> Result<ServerOptions, String> {
     let Serve { mut listen, data, demo, registration, registrations_per_minute, limits, .. } = arguments;
     if listen.is_empty() {
         listen.push(LISTEN_DEFAULT);
@@ -222,7 +217,7 @@ fn server_options(arguments: Serve) -> Result<(ServerOptions, bool), String> {
         per_minute_max: registrations_per_minute.unwrap_or(per_minute_default),
     };
     let data = data.unwrap_or_else(|| PathBuf::from(if demo { DATA_DEMO } else { DATA_DEFAULT }));
-    Ok((ServerOptions { listen, data, registration, limits }, demo))
+    Ok(ServerOptions { listen, data, registration, limits, is_demo: demo })
 }
 
 fn start_log(level: Level, format: LogFormat) {

@@ -191,6 +191,12 @@ impl Engine {
         &self.core.state
     }
 
+    /// The state, to go on with elsewhere.
+    #[must_use]
+    pub fn into_state(self) -> State {
+        self.core.state
+    }
+
     /// The bounds it keeps.
     #[must_use]
     pub fn limits(&self) -> &Limits {

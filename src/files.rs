@@ -6,9 +6,9 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, ErrorKind, Write};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::PathBuf;
 
 use crate::change::FileId;
@@ -183,7 +183,7 @@ impl FileStore {
         let place = self.place(file);
         let directory = self.directory(file);
         if !directory.exists() {
-            fs::create_dir(&directory)?;
+            DirBuilder::new().mode(0o700).create(&directory)?;
             data::sync(&self.root)?;
         }
         fs::rename(self.incoming(transfer), &place)?;

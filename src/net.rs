@@ -19,7 +19,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook_mio::v1_0::Signals;
 use tracing::{info, warn};
 
-use crate::admin;
+use crate::admin::{self, AdminError};
 use crate::connection::{ConnectionId, Peer};
 use crate::data;
 use crate::engine::{Engine, Host, Job, Registration};
@@ -53,6 +53,8 @@ pub struct ServerOptions {
     pub registration: Registration,
     /// Its bounds.
     pub limits: Limits,
+    /// It has the demonstration accounts.
+    pub is_demo: bool,
 }
 
 /// Why a server did not start, or stopped.
@@ -63,6 +65,7 @@ pub enum ServerError {
     Listen(SocketAddr, io::Error),
     AdminSocket(PathBuf, io::Error),
     Store(StoreError),
+    Demo(AdminError),
     Hash(HashError),
     Setup(&'static str, io::Error),
     /// While it ran.
@@ -87,6 +90,7 @@ impl fmt::Display for ServerError {
             Self::Listen(address, error) => write!(f, "cannot listen on {address}: {error}"),
             Self::AdminSocket(path, error) => write!(f, "cannot make the admin socket {}: {error}", path.display()),
             Self::Store(error) => error.fmt(f),
+            Self::Demo(error) => write!(f, "cannot make the demonstration accounts: {error}"),
             Self::Hash(error) => error.fmt(f),
             Self::Setup(what, error) => write!(f, "cannot {what}: {error}"),
             Self::Poll(error) => write!(f, "waiting for events failed: {error}"),
@@ -139,9 +143,12 @@ impl Server {
     /// # Errors
     /// [`ServerError`], before anything was promised to anybody.
     pub fn start(options: ServerOptions) -> Result<Self, ServerError> {
-        let ServerOptions { listen, data, registration, mut limits } = options;
+        let ServerOptions { listen, data, registration, mut limits, is_demo } = options;
         limits.connections_max = limits.connections_max.min(connections_possible()?);
-        let store = Store::open(&data).map_err(ServerError::Store)?;
+        let mut store = Store::open(&data).map_err(ServerError::Store)?;
+        if is_demo {
+            store = admin::make_demo(store).map_err(ServerError::Demo)?;
+        }
         let poll = Poll::new().map_err(|error| ServerError::Setup("poll", error))?;
         let listeners = bind(&listen, &store.directory.admin_socket(), poll.registry())?;
 

@@ -3,15 +3,15 @@
 //! The parameters are OWASP's minimum for argon2id: 19 MiB, two passes, one lane. A hash is kept as a PHC string, which
 //! names its own parameters, so that older ones stay readable.
 
-use argon2::password_hash::phc::PasswordHash;
-use argon2::password_hash::{PasswordHasher, PasswordVerifier};
-use argon2::{Algorithm, Argon2, Params, Version};
+use argon2::password_hash::phc::{Output, PasswordHash, Salt};
+use argon2::{Algorithm, Argon2, Block, Params, Version};
 
 use crate::connection::ConnectionId;
 
 const MEMORY_KIB: u32 = 19 * 1024;
 const PASSES: u32 = 2;
 const LANES: u32 = 1;
+const SALT_BYTES: usize = 16;
 
 /// A password to check, a password to hash, or both: then the second only if the first is right.
 pub struct PasswordJob {
@@ -34,9 +34,10 @@ pub struct PasswordDone {
     pub hash: Option<String>,
 }
 
-/// Does password work.
+/// Does password work, all of it in the same memory.
 pub struct Hasher {
-    argon2: Argon2<'static>,
+    params: Params,
+    memory: Vec<Block>,
     /// A hash that no password fits, so that a user who does not exist costs what one who does costs.
     nobody: String,
 }
@@ -53,34 +54,54 @@ impl std::fmt::Display for HashError {
 
 impl std::error::Error for HashError {}
 
+impl HashError {
+    fn new(error: &impl std::fmt::Display) -> Self {
+        Self(error.to_string())
+    }
+}
+
 impl Hasher {
     /// A hasher with this module's parameters.
     ///
     /// # Errors
     /// [`HashError`] when there is no randomness.
     pub fn new() -> Result<Self, HashError> {
-        let params = Params::new(MEMORY_KIB, PASSES, LANES, None).map_err(|error| HashError(error.to_string()))?;
-        let argon2 = Argon2::new(Algorithm::Argon2id, Version::V0x13, params);
+        let params = Params::new(MEMORY_KIB, PASSES, LANES, None).map_err(|error| HashError::new(&error))?;
+        let mut hasher = Self { params, memory: Vec::new(), nobody: String::new() };
         let mut secret = [0; 16];
-        getrandom::fill(&mut secret).map_err(|error| HashError(error.to_string()))?;
-        let nobody = hash(&argon2, &secret)?;
-        Ok(Self { argon2, nobody })
+        getrandom::fill(&mut secret).map_err(|error| HashError::new(&error))?;
+        hasher.nobody = hasher.hash(&format!("{:032x}", u128::from_ne_bytes(secret)))?;
+        Ok(hasher)
     }
 
     /// The PHC string of a password, with a fresh salt.
     ///
     /// # Errors
     /// [`HashError`] when there is no randomness.
-    pub fn hash(&self, password: &str) -> Result<String, HashError> {
-        hash(&self.argon2, password.as_bytes())
+    pub fn hash(&mut self, password: &str) -> Result<String, HashError> {
+        let mut salt = [0; SALT_BYTES];
+        getrandom::fill(&mut salt).map_err(|error| HashError::new(&error))?;
+        let salt = Salt::new(&salt).map_err(|error| HashError::new(&error))?;
+        let params = self.params.clone();
+        let hash = PasswordHash {
+            algorithm: Algorithm::Argon2id.ident(),
+            version: Some(Version::V0x13.into()),
+            params: (&params).try_into().map_err(|error| HashError::new(&error))?,
+            salt: Some(salt),
+            hash: Some(self.derive(params, password, &salt)?),
+        };
+        Ok(hash.to_string())
     }
 
     /// Does one job.
     ///
     /// # Errors
     /// [`HashError`] when there is no randomness.
-    pub fn run(&self, job: &PasswordJob) -> Result<PasswordDone, HashError> {
-        let passed = job.check.as_ref().is_none_or(|(password, hash)| self.fits(password, hash.as_deref()));
+    pub fn run(&mut self, job: &PasswordJob) -> Result<PasswordDone, HashError> {
+        let passed = match &job.check {
+            Some((password, hash)) => self.fits(password, hash.as_deref())?,
+            None => true,
+        };
         let hash = match &job.hash {
             Some(password) if passed => Some(self.hash(password)?),
             _ => None,
@@ -88,16 +109,23 @@ impl Hasher {
         Ok(PasswordDone { connection: job.connection, passed, hash })
     }
 
-    fn fits(&self, password: &str, hash: Option<&str>) -> bool {
-        let against = hash.unwrap_or(&self.nobody);
-        let fits = PasswordHash::new(against)
-            .is_ok_and(|parsed| self.argon2.verify_password(password.as_bytes(), &parsed).is_ok());
-        fits && hash.is_some()
+    fn fits(&mut self, password: &str, hash: Option<&str>) -> Result<bool, HashError> {
+        let known = PasswordHash::new(hash.unwrap_or(&self.nobody)).map_err(|error| HashError::new(&error))?;
+        let params = Params::try_from(&known).map_err(|error| HashError::new(&error))?;
+        let salt = known.salt.ok_or_else(|| HashError::new(&"a stored hash has no salt"))?;
+        // The comparison takes the same time wherever the two differ.
+        let fits = known.hash == Some(self.derive(params, password, &salt)?);
+        Ok(fits && hash.is_some())
     }
-}
 
-fn hash(argon2: &Argon2<'_>, password: &[u8]) -> Result<String, HashError> {
-    argon2.hash_password(password).map(|hash| hash.to_string()).map_err(|error| HashError(error.to_string()))
+    fn derive(&mut self, params: Params, password: &str, salt: &Salt) -> Result<Output, HashError> {
+        let mut bytes = [0; Params::DEFAULT_OUTPUT_LEN];
+        self.memory.resize(params.block_count(), Block::default());
+        Argon2::new(Algorithm::Argon2id, Version::V0x13, params)
+            .hash_password_into_with_memory(password.as_bytes(), salt, &mut bytes, &mut self.memory)
+            .map_err(|error| HashError::new(&error))?;
+        Output::new(&bytes).map_err(|error| HashError::new(&error))
+    }
 }
 
 #[cfg(test)]
@@ -106,18 +134,18 @@ mod tests {
 
     #[test]
     fn a_password_fits_its_own_hash_and_nothing_fits_nobody() {
-        let hasher = Hasher::new().unwrap();
+        let mut hasher = Hasher::new().unwrap();
         let hash = hasher.hash("surabaya").unwrap();
         assert!(hash.starts_with("$argon2id$v=19$m=19456,t=2,p=1$"), "{hash}");
-        assert!(hasher.fits("surabaya", Some(&hash)));
-        assert!(!hasher.fits("jakarta!", Some(&hash)));
-        assert!(!hasher.fits("surabaya", None));
-        assert!(!hasher.fits("surabaya", Some("not a hash")));
+        assert!(hasher.fits("surabaya", Some(&hash)).unwrap());
+        assert!(!hasher.fits("jakarta!", Some(&hash)).unwrap());
+        assert!(!hasher.fits("surabaya", None).unwrap());
+        assert!(hasher.fits("surabaya", Some("not a hash")).is_err());
     }
 
     #[test]
     fn the_new_password_is_hashed_only_if_the_old_one_is_right() {
-        let hasher = Hasher::new().unwrap();
+        let mut hasher = Hasher::new().unwrap();
         let old = hasher.hash("surabaya").unwrap();
         let job = |password: &str| PasswordJob {
             connection: ConnectionId::default(),

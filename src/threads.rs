@@ -63,7 +63,7 @@ impl Threads {
         let handles = vec![
             spawn("journal", Box::new(move || run_journal(journal, &batches, &for_journal)))?,
             spawn("files", Box::new(move || run_files(files, &files_to_do, &for_files)))?,
-            spawn("password", Box::new(move || run_passwords(&hasher, &passwords_to_do, &for_passwords)))?,
+            spawn("password", Box::new(move || run_passwords(hasher, &passwords_to_do, &for_passwords)))?,
         ];
         Ok(Self { journal: journal_jobs, files: file_jobs, passwords: password_jobs, reports, handles })
     }
@@ -147,7 +147,7 @@ fn run_files(mut files: FileStore, jobs: &Receiver<FileJob>, reporter: &Reporter
     }
 }
 
-fn run_passwords(hasher: &Hasher, jobs: &Receiver<PasswordJob>, reporter: &Reporter) {
+fn run_passwords(mut hasher: Hasher, jobs: &Receiver<PasswordJob>, reporter: &Reporter) {
     for job in jobs {
         let report = hasher.run(&job).map(Completion::Password).map_err(WorkError::Password);
         if !reporter.say(report) {
