@@ -76,6 +76,12 @@ impl<W: Workers> Local<W> {
         self.engine.ready(id, true, false);
     }
 
+    /// Breaks the connection: whatever is tried on it fails.
+    pub fn break_off(&mut self, id: ConnectionId) {
+        self.world.pipes.remove(&id);
+        self.engine.ready(id, true, true);
+    }
+
     /// What came back since this was last asked.
     pub fn received(&mut self, id: ConnectionId) -> Vec<u8> {
         self.world.pipes.get_mut(&id).map(|pipe| std::mem::take(&mut pipe.output)).unwrap_or_default()

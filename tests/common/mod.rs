@@ -1,0 +1,126 @@
+//! Workers in memory, for tests that drive the engine without a disk: a journal, stored files, and passwords that cost
+//! nothing, each of which can be made to fail or to wait.
+
+#![allow(dead_code, reason = "each test file uses its own part")]
+
+use std::collections::HashMap;
+use std::convert::Infallible;
+
+use kurir::change::FileId;
+use kurir::engine::{Completion, Engine, Job, Registration};
+use kurir::files::{FileDone, FileJob, TransferId};
+use kurir::journal::{Batch, Log, Lsn};
+use kurir::limits::Limits;
+use kurir::local::Workers;
+use kurir::password::{PasswordDone, PasswordJob};
+use kurir::state::State;
+
+/// Stands at the start of the journal in memory.
+pub(crate) const JOURNAL_START: Lsn = Lsn(20);
+const SALT: u32 = 7;
+const PLENTY: u64 = 1 << 40;
+
+/// Does every job at once, in memory.
+#[derive(Default)]
+pub(crate) struct MemoryWorkers {
+    /// Batches that are durable.
+    pub(crate) durable: Vec<u8>,
+    pub(crate) files: HashMap<FileId, Vec<u8>>,
+    uploads: HashMap<TransferId, Vec<u8>>,
+    downloads: HashMap<TransferId, FileId>,
+    /// Nothing more fits on the disk.
+    pub(crate) is_disk_full: bool,
+    /// Password jobs wait here while this is set.
+    pub(crate) held_passwords: Option<Vec<PasswordJob>>,
+}
+
+/// A fresh engine with room for everything.
+pub(crate) fn engine(limits: Limits, registration: Registration) -> Engine {
+    Engine::new(limits, registration, State::default(), Log::new(SALT, JOURNAL_START, Lsn(PLENTY)))
+}
+
+/// What a password is kept as.
+pub(crate) fn hash(password: &str) -> String {
+    format!("plain {password}")
+}
+
+pub(crate) fn check(job: &PasswordJob) -> PasswordDone {
+    let passed = job.check.as_ref().is_none_or(|(password, known)| known.as_ref() == Some(&hash(password)));
+    let hash = job.hash.as_ref().filter(|_| passed).map(|password| hash(password));
+    PasswordDone { connection: job.connection, passed, hash }
+}
+
+impl MemoryWorkers {
+    /// Where the room of the disk ends. On a full one, what is kept for changes that make the server smaller is left.
+    pub(crate) fn room(&self) -> Lsn {
+        const RESERVE_BYTES: u64 = 256 * 1024;
+        let end = JOURNAL_START.0 + self.durable.len() as u64;
+        if self.is_disk_full { Lsn(end + RESERVE_BYTES) } else { Lsn(PLENTY) }
+    }
+
+    fn write(&mut self, batch: Batch) -> Completion {
+        self.durable.extend_from_slice(&batch.bytes);
+        Completion::Durable(batch)
+    }
+
+    pub(crate) fn file(&mut self, job: FileJob) -> Option<FileDone> {
+        match job {
+            FileJob::Append(transfer, _) | FileJob::Store(transfer, _) if self.is_disk_full => {
+                self.uploads.remove(&transfer);
+                Some(FileDone::DiskFull(transfer))
+            }
+            FileJob::Append(transfer, mut block) => {
+                self.uploads.entry(transfer).or_default().append(&mut block);
+                Some(FileDone::Appended(transfer, block))
+            }
+            FileJob::Store(transfer, file) => {
+                let content = self.uploads.remove(&transfer).expect("an upload that is stored was begun");
+                self.files.insert(file, content);
+                Some(FileDone::Stored(transfer))
+            }
+            FileJob::Forget(transfer) => {
+                self.uploads.remove(&transfer);
+                self.downloads.remove(&transfer);
+                None
+            }
+            FileJob::Read { transfer, file, offset, bytes, .. } => {
+                self.downloads.insert(transfer, file);
+                let content = self.files.get(&file);
+                let start = usize::try_from(offset).unwrap();
+                Some(match content.and_then(|content| content.get(start..start + bytes)) {
+                    Some(block) => FileDone::Block(transfer, block.to_vec()),
+                    None => FileDone::Unreadable(transfer, std::io::ErrorKind::NotFound.into()),
+                })
+            }
+            FileJob::Remove(file) => {
+                self.files.remove(&file).expect("a file that is removed was stored");
+                None
+            }
+        }
+    }
+
+    /// Transfers that hold something.
+    pub(crate) fn transfers(&self) -> usize {
+        self.uploads.len() + self.downloads.len()
+    }
+}
+
+impl Workers for MemoryWorkers {
+    type Error = Infallible;
+
+    fn run(&mut self, job: Job, mut report: impl FnMut(Completion)) -> Result<(), Infallible> {
+        match job {
+            Job::Journal(batch) => report(self.write(batch)),
+            Job::Password(job) => match &mut self.held_passwords {
+                Some(held) => held.push(job),
+                None => report(Completion::Password(check(&job))),
+            },
+            Job::File(job) => {
+                if let Some(done) = self.file(job) {
+                    report(Completion::File(done));
+                }
+            }
+        }
+        Ok(())
+    }
+}
