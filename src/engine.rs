@@ -391,6 +391,7 @@ impl Engine {
         self.core.forget(transfer, true, host);
         let Some(connection) = find(&mut self.connections, id) else { return };
         let (spec, next) = match (std::mem::take(&mut connection.phase), storing) {
+            (Phase::Upload(upload), _) if upload.is_complete => (upload.spec, Phase::Requests),
             (Phase::Upload(upload), _) => (upload.spec, Phase::Discard(self.core.upload_discard_bytes())),
             (_, Some(storing)) => (storing.spec, Phase::Requests),
             (phase, None) => {

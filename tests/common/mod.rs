@@ -26,8 +26,10 @@ pub(crate) struct MemoryWorkers {
     /// Batches that are durable.
     pub(crate) durable: Vec<u8>,
     pub(crate) files: HashMap<FileId, Vec<u8>>,
-    uploads: HashMap<TransferId, Vec<u8>>,
-    downloads: HashMap<TransferId, FileId>,
+    /// None for one that has failed, as in the real store.
+    uploads: HashMap<TransferId, Option<Vec<u8>>>,
+    /// What each one reads stays as it was when it began, whatever becomes of the file.
+    downloads: HashMap<TransferId, Vec<u8>>,
     /// Nothing more fits on the disk.
     pub(crate) is_disk_full: bool,
     /// Password jobs wait here while this is set.
@@ -65,17 +67,20 @@ impl MemoryWorkers {
 
     pub(crate) fn file(&mut self, job: FileJob) -> Option<FileDone> {
         match job {
-            FileJob::Append(transfer, _) | FileJob::Store(transfer, _) if self.is_disk_full => {
-                self.uploads.remove(&transfer);
+            FileJob::Append(transfer, _) | FileJob::Store(transfer, _)
+                if self.is_disk_full || self.uploads.get(&transfer).is_some_and(Option::is_none) =>
+            {
+                self.uploads.insert(transfer, None);
                 Some(FileDone::DiskFull(transfer))
             }
             FileJob::Append(transfer, mut block) => {
-                self.uploads.entry(transfer).or_default().append(&mut block);
+                let upload = self.uploads.entry(transfer).or_insert_with(|| Some(Vec::new()));
+                upload.as_mut().expect("not failed").append(&mut block);
                 Some(FileDone::Appended(transfer, block))
             }
             FileJob::Store(transfer, file) => {
-                let content = self.uploads.remove(&transfer).expect("an upload that is stored was begun");
-                self.files.insert(file, content);
+                let content = self.uploads.remove(&transfer).flatten();
+                self.files.insert(file, content.expect("an upload that is stored was begun"));
                 Some(FileDone::Stored(transfer))
             }
             FileJob::Forget(transfer) => {
@@ -84,8 +89,12 @@ impl MemoryWorkers {
                 None
             }
             FileJob::Read { transfer, file, offset, bytes, .. } => {
-                self.downloads.insert(transfer, file);
-                let content = self.files.get(&file);
+                if let Some(content) = self.files.get(&file)
+                    && !self.downloads.contains_key(&transfer)
+                {
+                    self.downloads.insert(transfer, content.clone());
+                }
+                let content = self.downloads.get(&transfer);
                 let start = usize::try_from(offset).unwrap();
                 Some(match content.and_then(|content| content.get(start..start + bytes)) {
                     Some(block) => FileDone::Block(transfer, block.to_vec()),
@@ -97,6 +106,12 @@ impl MemoryWorkers {
                 None
             }
         }
+    }
+
+    /// Forgets what was under way, as a process does that ends.
+    pub(crate) fn forget_transfers(&mut self) {
+        self.uploads.clear();
+        self.downloads.clear();
     }
 
     /// Transfers that hold something.

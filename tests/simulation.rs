@@ -1,0 +1,661 @@
+//! A world in one thread, made from one number: clients that talk to the engine in pieces of any size, a network that
+//! takes as little as it likes, workers that take as long as they like, and a machine that loses power.
+//!
+//! At the end a model compares what the clients were told with what became of their messages:
+//!
+//! - a message whose sender was told OK is in the mailbox of each receiver, or was delivered there, exactly once;
+//! - a message whose sender was told ERROR, or that was never sent, is nowhere;
+//! - messages of one connection to one receiver are delivered in the order in which they were sent;
+//! - ids in a mailbox grow, and a message that is given again has the id that it had;
+//! - a file is listed whole and as it was sent, or not at all.
+//!
+//! A seed that fails is printed; `KURIR_SEED=N cargo test --test simulation` runs it alone.
+
+#![allow(clippy::panic, clippy::unwrap_used, clippy::expect_used)]
+
+mod common;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::io::{self, ErrorKind};
+use std::net::{IpAddr, Ipv4Addr};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use common::{JOURNAL_START, MemoryWorkers};
+use kurir::change::Change;
+use kurir::connection::{ConnectionId, Peer};
+use kurir::engine::{Completion, Engine, Host, Job, Registration};
+use kurir::journal::{Journal, Log, Lsn};
+use kurir::limits::Limits;
+use kurir::state::State;
+use serde_json::Value;
+
+const SEEDS: u64 = 200;
+const STEPS: usize = 1500;
+const USERS: [&str; 4] = ["messi", "henderson", "lineker", "pele"];
+const GROUP: &str = "group1";
+const END: &[u8] = b"\r\n\r\n";
+const PLENTY: Lsn = Lsn(1 << 40);
+
+#[test]
+fn clients_and_the_model_agree_whatever_the_network_does() {
+    let seeds = match std::env::var("KURIR_SEED") {
+        Ok(seed) => seed.parse::<u64>().unwrap()..=seed.parse::<u64>().unwrap(),
+        Err(_) => 1..=SEEDS,
+    };
+    let mut seen = Seen::default();
+    for seed in seeds {
+        let result = std::panic::catch_unwind(|| World::new(seed).run());
+        match result {
+            Ok(of_this_one) => seen.add(&of_this_one),
+            Err(_) => panic!("seed {seed} failed; KURIR_SEED={seed} cargo test --test simulation runs it alone"),
+        }
+    }
+    if std::env::var("KURIR_SEED").is_err() {
+        // A simulation in which nothing happens would agree with everything.
+        assert!(seen.acknowledged > 2_000, "{seen:?}");
+        assert!(seen.delivered > 2_000, "{seen:?}");
+        assert!(seen.given_again > 50, "{seen:?}");
+        assert!(seen.crashes > 100, "{seen:?}");
+        assert!(seen.broken > 500, "{seen:?}");
+        assert!(seen.files > 200, "{seen:?}");
+        assert!(seen.refused > 100, "{seen:?}");
+        assert!(seen.cut_short > 50, "{seen:?}");
+    }
+}
+
+/// What happened, so that the test knows that it tested.
+#[derive(Debug, Default)]
+struct Seen {
+    acknowledged: usize,
+    delivered: usize,
+    given_again: usize,
+    crashes: usize,
+    broken: usize,
+    files: usize,
+    refused: usize,
+    /// INBOX replies of which only a part got out.
+    cut_short: usize,
+}
+
+impl Seen {
+    fn add(&mut self, other: &Self) {
+        self.acknowledged += other.acknowledged;
+        self.delivered += other.delivered;
+        self.given_again += other.given_again;
+        self.crashes += other.crashes;
+        self.broken += other.broken;
+        self.files += other.files;
+        self.refused += other.refused;
+        self.cut_short += other.cut_short;
+    }
+}
+
+/// Numbers that depend on the seed alone (splitmix64, Steele and others 2014).
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
+    }
+
+    fn below(&mut self, end: usize) -> usize {
+        usize::try_from(self.next() % end.max(1) as u64).unwrap()
+    }
+
+    fn one_in(&mut self, count: usize) -> bool {
+        self.below(count) == 0
+    }
+}
+
+/// What a client waits for an answer to.
+#[derive(Clone, Debug)]
+enum Asked {
+    Login(usize),
+    Message { to: Vec<usize>, text: String },
+    Inbox(usize),
+    File { from: usize, to: usize, name: String },
+    Download,
+    Other,
+}
+
+/// A client's end of a connection, and what the kernel holds for it.
+struct Line {
+    id: ConnectionId,
+    to_server: VecDeque<u8>,
+    /// What the engine may read now; the rest is still on its way.
+    arrived: usize,
+    is_ended: bool,
+    from_server: Vec<u8>,
+    /// How much more the kernel takes before it says no.
+    room: usize,
+    asked: VecDeque<Asked>,
+    is_closed: bool,
+}
+
+struct World {
+    random: Random,
+    engine: Option<Engine>,
+    net: Net,
+    workers: MemoryWorkers,
+    /// The durable journal of earlier lives; `workers.durable` is that of this one.
+    pending: VecDeque<Job>,
+    now: u64,
+    tokens: [Option<String>; USERS.len()],
+    sent: usize,
+    model: Model,
+    seen: Seen,
+}
+
+/// The engine's view of the clients.
+#[derive(Default)]
+struct Net {
+    lines: BTreeMap<ConnectionId, Line>,
+    submitted: VecDeque<Job>,
+    random: u64,
+}
+
+/// What must be true of all messages.
+#[derive(Default)]
+struct Model {
+    /// Told OK: text to receivers.
+    acknowledged: BTreeMap<String, Vec<usize>>,
+    /// Told ERROR.
+    refused: BTreeSet<String>,
+    /// Handed over whole: receiver and text to the id it had.
+    delivered: HashMap<(usize, String), u64>,
+    /// Handed over whole, but a crash came before that was written down: these come again.
+    undone: HashMap<(usize, String), u64>,
+    /// By connection and receiver, in the order in which they were sent.
+    order: BTreeMap<(ConnectionId, usize), Vec<String>>,
+    /// Listed: sender, receiver and name.
+    files: BTreeSet<(usize, usize, String)>,
+    /// What was ever sent as the content of a file.
+    contents: BTreeSet<Vec<u8>>,
+}
+
+impl Host for Net {
+    fn read(&mut self, id: ConnectionId, into: &mut [u8]) -> io::Result<usize> {
+        let line = self.lines.get_mut(&id).ok_or(ErrorKind::ConnectionReset)?;
+        if line.arrived == 0 {
+            let is_end = line.is_ended && line.to_server.is_empty();
+            return if is_end { Ok(0) } else { Err(ErrorKind::WouldBlock.into()) };
+        }
+        let count = line.arrived.min(into.len());
+        let count = io::Read::read(&mut line.to_server, &mut into[..count])?;
+        line.arrived -= count;
+        Ok(count)
+    }
+
+    fn write(&mut self, id: ConnectionId, from: &[u8]) -> io::Result<usize> {
+        let line = self.lines.get_mut(&id).ok_or(ErrorKind::BrokenPipe)?;
+        if line.room == 0 {
+            return Err(ErrorKind::WouldBlock.into());
+        }
+        let count = line.room.min(from.len());
+        line.from_server.extend_from_slice(&from[..count]);
+        line.room -= count;
+        Ok(count)
+    }
+
+    fn close(&mut self, id: ConnectionId) {
+        if let Some(line) = self.lines.get_mut(&id) {
+            line.is_closed = true;
+        }
+    }
+
+    fn random(&mut self) -> [u8; 16] {
+        self.random += 1;
+        u128::from(self.random).to_be_bytes()
+    }
+
+    fn submit(&mut self, job: Job) {
+        self.submitted.push_back(job);
+    }
+}
+
+fn limits(random: &mut Random) -> Limits {
+    Limits {
+        requests_per_turn_max: 1 + random.below(8),
+        read_bytes_per_turn_max: 1 + random.below(5000) as u64,
+        output_bytes_high: 1 + random.below(3000) as u64,
+        inbox_messages_max: 1 + random.below(12),
+        mailbox_messages_max: 8 + random.below(40),
+        line_bytes_max: 300,
+        password_queue_max: 3,
+        uploads_max: 2,
+        ..Limits::default()
+    }
+}
+
+fn start(limits: Limits, state: State, log: Log) -> Engine {
+    Engine::new(limits, Registration { is_open: false, per_minute_max: 0 }, state, log)
+}
+
+impl World {
+    fn new(seed: u64) -> Self {
+        let mut random = Random(seed);
+        let mut state = State::default();
+        let mut log = Log::new(7, JOURNAL_START, PLENTY);
+        let mut workers = MemoryWorkers::default();
+        let hash = common::hash("surabaya");
+        for name in USERS {
+            let change = Change::UserAdded { user: state.next_user(), name, password_hash: &hash };
+            let lsn = log.append(&change).unwrap();
+            state.apply(&change, lsn);
+        }
+        let owner = state.user_named(USERS[0]).unwrap();
+        let group = state.next_group();
+        let mut changes = vec![Change::GroupCreated { group, name: GROUP, owner, secret_hash: None }];
+        for name in &USERS[1..3] {
+            changes.push(Change::MemberJoined { group, user: state.user_named(name).unwrap() });
+        }
+        for change in &changes {
+            let lsn = log.append(change).unwrap();
+            state.apply(change, lsn);
+        }
+        let batch = log.take_batch().unwrap();
+        workers.durable.extend_from_slice(&batch.bytes);
+        log.settle(batch);
+        let engine = start(limits(&mut random), state, log);
+        Self {
+            random,
+            engine: Some(engine),
+            net: Net::default(),
+            workers,
+            pending: VecDeque::new(),
+            now: 1_767_225_600_000,
+            tokens: [const { None }; USERS.len()],
+            sent: 0,
+            model: Model::default(),
+            seen: Seen::default(),
+        }
+    }
+
+    fn engine(&mut self) -> &mut Engine {
+        self.engine.as_mut().unwrap()
+    }
+
+    fn run(mut self) -> Seen {
+        for _ in 0..STEPS {
+            match self.random.below(100) {
+                0..=1 => self.connect(),
+                2..=29 => self.ask(),
+                30..=54 => self.deliver_bytes(),
+                55..=69 => self.open_window(),
+                70..=84 => self.work(),
+                85..=97 => self.turn(),
+                98 if self.random.one_in(4) => self.crash(),
+                98 if self.random.one_in(3) => self.disk(),
+                98 => self.now += self.random.next() % 10_000_000,
+                _ => self.break_off(),
+            }
+            self.read_replies();
+        }
+        self.settle_down();
+        self.drain_mailboxes();
+        self.judge();
+        self.seen
+    }
+
+    fn connect(&mut self) {
+        if self.net.lines.values().filter(|line| !line.is_closed).count() >= 6 {
+            return;
+        }
+        let id = self.engine().open(Peer::Address(IpAddr::V4(Ipv4Addr::LOCALHOST)));
+        let line = Line {
+            id,
+            to_server: VecDeque::new(),
+            arrived: 0,
+            is_ended: false,
+            from_server: Vec::new(),
+            room: self.random.below(200),
+            asked: VecDeque::new(),
+            is_closed: false,
+        };
+        self.net.lines.insert(id, line);
+    }
+
+    fn any_line(&mut self) -> Option<ConnectionId> {
+        let open: Vec<ConnectionId> =
+            self.net.lines.values().filter(|line| !line.is_closed).map(|line| line.id).collect();
+        if open.is_empty() { None } else { Some(open[self.random.below(open.len())]) }
+    }
+
+    /// A client writes a request; nothing has arrived yet.
+    fn ask(&mut self) {
+        let Some(id) = self.any_line() else { return self.connect() };
+        let user = self.random.below(USERS.len());
+        let (request, asked) = match &self.tokens[user] {
+            None => (format!("AUTH {} surabaya", USERS[user]), Asked::Login(user)),
+            Some(token) => {
+                let token = token.clone();
+                self.request_of(user, &token)
+            }
+        };
+        let end = ["\n", "\r\n", "\r\n\r\n"][self.random.below(3)];
+        let line = self.net.lines.get_mut(&id).unwrap();
+        if line.is_ended {
+            return;
+        }
+        line.to_server.extend(request.bytes().chain(end.bytes()));
+        line.asked.push_back(asked);
+    }
+
+    fn request_of(&mut self, user: usize, token: &str) -> (String, Asked) {
+        let other = self.random.below(USERS.len());
+        self.sent += 1;
+        match self.random.below(20) {
+            0..=7 => {
+                let filler = "x".repeat(self.random.below(60));
+                let text = format!("m{} {filler}", self.sent);
+                let request = format!("SEND MESSAGE {token} {} {text}", USERS[other]);
+                (request, Asked::Message { to: vec![other], text })
+            }
+            8..=9 => {
+                let text = format!("g{}", self.sent);
+                let to = (0..3).filter(|member| *member != user).collect();
+                let to = if user < 3 { to } else { Vec::new() };
+                (format!("SEND GROUP MESSAGE {token} {GROUP} {text}"), Asked::Message { to, text })
+            }
+            10..=14 => (format!("INBOX {token}"), Asked::Inbox(user)),
+            15..=16 => {
+                // Below, at and far above the longest line and a block.
+                let bytes = [0, 10, 200, 1_000, 60_000][self.random.below(5)];
+                let content: Vec<u8> = (0..bytes).map(|_| self.random.next().to_le_bytes()[0]).collect();
+                let name = format!("f{}", self.random.below(4));
+                let request = format!("SEND FILE {token} {} {name} {}", USERS[other], STANDARD.encode(&content));
+                self.model.contents.insert(content);
+                (request, Asked::File { from: user, to: other, name })
+            }
+            17 => {
+                let known: Vec<_> = self.model.files.iter().filter(|(_, to, _)| *to == user).cloned().collect();
+                match known.get(self.random.below(known.len())) {
+                    Some((from, _, name)) => {
+                        (format!("DOWNLOAD FILE {token} {} {name}", USERS[*from]), Asked::Download)
+                    }
+                    None => ("PING".to_owned(), Asked::Other),
+                }
+            }
+            18 => (format!("SEND MESSAGE {token} nobody r{}", self.sent), Asked::Other),
+            _ => (
+                ["PING", "HALO", "SEND MESSAGE", "MY FILE x", "\u{fffd}"][self.random.below(5)].to_owned(),
+                Asked::Other,
+            ),
+        }
+    }
+
+    /// Some of what the clients wrote arrives.
+    fn deliver_bytes(&mut self) {
+        let Some(id) = self.any_line() else { return };
+        let most = [1, 7, 100, 5_000, 200_000][self.random.below(5)];
+        let count = self.random.below(most) + 1;
+        let ends = self.random.one_in(300);
+        let line = self.net.lines.get_mut(&id).unwrap();
+        line.arrived = (line.arrived + count).min(line.to_server.len());
+        line.is_ended |= ends;
+        self.engine().ready(id, true, false);
+    }
+
+    /// A client reads, so that the kernel takes more.
+    fn open_window(&mut self) {
+        let Some(id) = self.any_line() else { return };
+        let most = [3, 50, 2_000, 100_000][self.random.below(4)];
+        let more = self.random.below(most);
+        self.net.lines.get_mut(&id).unwrap().room += more;
+        self.engine().ready(id, false, true);
+    }
+
+    /// A worker does the oldest job of some kind.
+    fn work(&mut self) {
+        if self.pending.is_empty() {
+            return;
+        }
+        let at = self.random.below(self.pending.len());
+        let kind = std::mem::discriminant(&self.pending[at]);
+        let oldest = self.pending.iter().position(|job| std::mem::discriminant(job) == kind).unwrap();
+        let job = self.pending.remove(oldest).unwrap();
+        self.do_job(job);
+    }
+
+    fn do_job(&mut self, job: Job) {
+        let engine = self.engine.as_mut().unwrap();
+        let Ok(()) = kurir::local::Workers::run(&mut self.workers, job, |completion| engine.complete(completion));
+    }
+
+    fn turn(&mut self) {
+        let engine = self.engine.as_mut().unwrap();
+        engine.turn(self.now, &mut self.net);
+        self.pending.append(&mut self.net.submitted);
+    }
+
+    fn disk(&mut self) {
+        self.workers.is_disk_full = !self.workers.is_disk_full;
+        let room = self.workers.room();
+        self.engine().complete(Completion::Room(room));
+    }
+
+    /// A client goes without a word; replies that it has not read are lost to it.
+    fn break_off(&mut self) {
+        let Some(id) = self.any_line() else { return };
+        if !self.random.one_in(3) {
+            return;
+        }
+        self.seen.broken += 1;
+        self.lose(id);
+        self.engine().ready(id, true, true);
+    }
+
+    /// The connection is gone: what was asked on it and not answered may or may not have happened.
+    fn lose(&mut self, id: ConnectionId) {
+        if let Some(line) = self.net.lines.remove(&id) {
+            let is_cut_short = !line.from_server.is_empty() && matches!(line.asked.front(), Some(Asked::Inbox(_)));
+            self.seen.cut_short += usize::from(is_cut_short);
+        }
+    }
+
+    /// Power goes: what is not durable is lost, and the server starts again from what is.
+    fn crash(&mut self) {
+        self.seen.crashes += 1;
+        let ids: Vec<ConnectionId> = self.net.lines.keys().copied().collect();
+        for id in ids {
+            self.lose(id);
+        }
+        // A batch that was being written is there whole, in part, or not at all.
+        let torn = self.pending.iter().find_map(|job| match job {
+            Job::Journal(batch) => Some(batch.bytes.clone()),
+            _ => None,
+        });
+        self.pending.clear();
+        let mut journal = self.workers.durable.clone();
+        if let Some(torn) = torn {
+            let kept = self.random.below(torn.len() + 1);
+            journal.extend_from_slice(&torn[..kept]);
+        }
+        let (state, log, kept) = reopen(&journal);
+        self.workers.durable = journal[..kept].to_vec();
+        // That a message was delivered may not have been written down; then it comes again.
+        for (index, name) in USERS.iter().enumerate() {
+            let user = state.user(state.user_named(name).unwrap()).unwrap();
+            for entry in user.mailbox.entries() {
+                let key = (index, entry.message.text().to_owned());
+                if let Some(id) = self.model.delivered.remove(&key) {
+                    self.model.undone.insert(key, id);
+                }
+            }
+        }
+        // The rename of an upload and the change that lists it are two steps; strays go at the start.
+        self.workers.files.retain(|file, _| state.file(*file).is_some());
+        self.workers.forget_transfers();
+        self.workers.is_disk_full = false;
+        let limits = limits(&mut self.random);
+        self.engine = Some(start(limits, state, log));
+    }
+
+    /// Whole replies are taken from every line.
+    fn read_replies(&mut self) {
+        let mut lines = std::mem::take(&mut self.net.lines);
+        for line in lines.values_mut() {
+            while let Some(end) = memchr::memmem::find(&line.from_server, END) {
+                let reply: Vec<u8> = line.from_server.drain(..end + END.len()).collect();
+                let reply: Value = serde_json::from_slice(&reply).expect("a reply is JSON");
+                let asked = line.asked.pop_front().expect("every reply answers a request");
+                self.answered(line.id, asked, &reply);
+            }
+            if line.is_closed {
+                assert!(line.is_ended, "a connection was closed that its client had not ended");
+                assert!(line.from_server.is_empty(), "a connection was closed in the middle of a reply");
+                assert!(line.asked.is_empty(), "a connection was closed before {:?} was answered", line.asked);
+            }
+        }
+        lines.retain(|_, line| !line.is_closed);
+        self.net.lines = lines;
+    }
+
+    fn answered(&mut self, id: ConnectionId, asked: Asked, reply: &Value) {
+        let is_ok = reply["status"] == "OK";
+        self.seen.refused += usize::from(!is_ok);
+        match asked {
+            Asked::Login(user) if is_ok => self.tokens[user] = Some(reply["data"].as_str().unwrap().to_owned()),
+            Asked::Message { to, text } if is_ok => {
+                self.seen.acknowledged += 1;
+                for receiver in &to {
+                    self.model.order.entry((id, *receiver)).or_default().push(text.clone());
+                }
+                self.model.acknowledged.insert(text, to);
+            }
+            Asked::Message { text, .. } => {
+                self.model.refused.insert(text);
+            }
+            Asked::Inbox(user) if is_ok => self.received(user, reply),
+            Asked::Inbox(_) => {}
+            Asked::File { from, to, name } if is_ok => {
+                self.seen.files += 1;
+                self.model.files.insert((from, to, name));
+            }
+            Asked::Download if is_ok => {
+                let data = STANDARD.decode(reply["data"].as_str().unwrap()).unwrap();
+                assert!(self.model.contents.contains(&data), "a file came back that nobody sent");
+            }
+            Asked::Login(_) | Asked::File { .. } | Asked::Download | Asked::Other => {}
+        }
+    }
+
+    /// An INBOX reply came out whole: what is in it was not delivered before, unless a crash undid that.
+    fn received(&mut self, user: usize, reply: &Value) {
+        let mut ids = Vec::new();
+        for (sender, messages) in reply["data"].as_object().unwrap() {
+            for message in messages.as_array().unwrap() {
+                assert_eq!(message["nama pengirim"], **sender);
+                let text = message["pesan"].as_str().unwrap().to_owned();
+                let id = message["id"].as_u64().unwrap();
+                ids.push(id);
+                let key = (user, text);
+                if let Some(before) = self.model.undone.remove(&key) {
+                    self.seen.given_again += 1;
+                    assert_eq!(before, id, "{} is given again with another id", key.1);
+                }
+                assert!(!self.model.delivered.contains_key(&key), "{} was delivered twice", key.1);
+                assert!(!self.model.refused.contains(&key.1), "{} was refused and delivered", key.1);
+                self.seen.delivered += 1;
+                self.model.delivered.insert(key, id);
+            }
+        }
+        let distinct: BTreeSet<u64> = ids.iter().copied().collect();
+        assert_eq!(distinct.len(), ids.len(), "an id stands twice in one reply");
+    }
+
+    /// Everything that is under way comes to its end.
+    fn settle_down(&mut self) {
+        if self.workers.is_disk_full {
+            self.disk();
+        }
+        for line in self.net.lines.values_mut() {
+            line.room = usize::MAX;
+            line.arrived = line.to_server.len();
+        }
+        let ids: Vec<ConnectionId> = self.net.lines.keys().copied().collect();
+        for id in ids {
+            self.engine().ready(id, true, true);
+        }
+        while self.engine().has_work() || !self.pending.is_empty() {
+            self.turn();
+            while !self.pending.is_empty() {
+                self.work();
+            }
+        }
+        self.read_replies();
+        for line in self.net.lines.values() {
+            assert!(line.asked.is_empty() || line.is_ended, "not answered: {:?}", line.asked);
+        }
+    }
+
+    fn drain_mailboxes(&mut self) {
+        for user in 0..USERS.len() {
+            loop {
+                let before = self.seen.delivered;
+                self.ask_and_settle(format!("AUTH {} surabaya", USERS[user]), Asked::Login(user));
+                let token = self.tokens[user].clone().unwrap();
+                self.ask_and_settle(format!("INBOX {token}"), Asked::Inbox(user));
+                if self.seen.delivered == before {
+                    break;
+                }
+            }
+        }
+    }
+
+    fn ask_and_settle(&mut self, request: String, asked: Asked) {
+        let ids: Vec<ConnectionId> = self.net.lines.keys().copied().collect();
+        for id in ids {
+            self.lose(id);
+            self.engine().ready(id, true, true);
+        }
+        self.connect();
+        let id = self.any_line().unwrap();
+        let line = self.net.lines.get_mut(&id).unwrap();
+        line.to_server.extend(request.bytes().chain([b'\n']));
+        line.asked.push_back(asked);
+        self.settle_down();
+    }
+
+    fn judge(&mut self) {
+        for (text, receivers) in &self.model.acknowledged {
+            for receiver in receivers {
+                let is_delivered = self.model.delivered.contains_key(&(*receiver, text.clone()));
+                assert!(is_delivered, "{text} was acknowledged and never came to {}", USERS[*receiver]);
+            }
+        }
+        for ((_, to), texts) in &self.model.order {
+            let ids: Vec<u64> = texts.iter().map(|text| self.model.delivered[&(*to, text.clone())]).collect();
+            assert!(ids.is_sorted_by(|a, b| a < b), "messages of one connection came out of order: {texts:?} {ids:?}");
+        }
+        let kept: BTreeSet<_> = self.workers.files.keys().copied().collect();
+        let state = self.engine.as_ref().unwrap().state();
+        assert!(kept.iter().all(|file| state.file(*file).is_some()), "bytes are kept that nobody lists");
+        for (from, to, name) in &self.model.files {
+            let user = state.user_named(USERS[*to]).unwrap();
+            let file = state.file_listed(user, USERS[*from], name);
+            assert!(file.is_some_and(|file| kept.contains(&file)), "an acknowledged file is not there");
+        }
+    }
+}
+
+/// Recovers from a journal with these records, as the server does at its start. Also says how many bytes were good.
+fn reopen(records: &[u8]) -> (State, Log, usize) {
+    let directory = tempfile::tempdir().unwrap();
+    let mut header = b"kurirjnl".to_vec();
+    header.extend_from_slice(&1u32.to_le_bytes());
+    header.extend_from_slice(&7u32.to_le_bytes());
+    header.extend_from_slice(&crc32c::crc32c(&header).to_le_bytes());
+    assert_eq!(header.len() as u64, JOURNAL_START.0);
+    std::fs::write(directory.path().join("0000000001.log"), [&header, records].concat()).unwrap();
+    let mut state = State::default();
+    let (journal, recovered) = Journal::open(directory.path(), |change, lsn| state.apply(change, lsn)).unwrap();
+    state.take_freed_files();
+    let mut log = journal.log();
+    log.set_room(PLENTY);
+    (state, log, records.len() - usize::try_from(recovered.torn_bytes).unwrap())
+}
