@@ -3,6 +3,8 @@
 
 #![allow(dead_code, reason = "each test file uses its own part")]
 
+pub(crate) mod process;
+
 use std::collections::HashMap;
 use std::convert::Infallible;
 

@@ -1,0 +1,123 @@
+//! The real program, started on a free port with its own data directory, and ended with its test.
+
+use std::io::{BufRead, BufReader, Read};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::path::Path;
+use std::process::{Child, ChildStdout, Command, ExitStatus, Output, Stdio};
+use std::time::Duration;
+
+use kurir::client::Client;
+use rustix::process::{Pid, Signal, kill_process};
+
+/// Nothing here takes this long; a test that hangs should say so.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A running server.
+pub(crate) struct Server {
+    child: Child,
+    _stdout: BufReader<ChildStdout>,
+    pub(crate) addresses: Vec<SocketAddr>,
+}
+
+/// The program with these arguments, and nothing of it in the environment.
+pub(crate) fn kurir(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_kurir"));
+    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("KURIR_")) {
+        command.env_remove(name);
+    }
+    command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+pub(crate) fn output(arguments: &[&str]) -> Output {
+    kurir(arguments).output().unwrap()
+}
+
+pub(crate) fn text(bytes: &[u8]) -> &str {
+    std::str::from_utf8(bytes).unwrap()
+}
+
+impl Server {
+    /// A demonstration server on a data directory.
+    pub(crate) fn demo(data: &Path, more: &[&str]) -> Self {
+        let data = data.to_str().unwrap();
+        Self::start(kurir(&[&["serve", "--demo", "--listen", "127.0.0.1:0", "--data", data][..], more].concat()), 1)
+    }
+
+    /// Starts the program and waits until it listens on so many addresses.
+    pub(crate) fn start(mut command: Command, listeners: usize) -> Self {
+        let mut child = command.stderr(Stdio::inherit()).spawn().unwrap();
+        let mut stdout = BufReader::new(child.stdout.take().unwrap());
+        let mut addresses = Vec::new();
+        while addresses.len() < listeners {
+            let mut line = String::new();
+            assert!(stdout.read_line(&mut line).unwrap() > 0, "the server ended before it listened");
+            let address = line.trim_end().strip_prefix("listening on ").expect("only addresses are printed");
+            addresses.push(address.parse().unwrap());
+        }
+        Self { child, _stdout: stdout, addresses }
+    }
+
+    pub(crate) fn connect(&self) -> TcpStream {
+        connect(self.addresses[0])
+    }
+
+    pub(crate) fn client(&self) -> Client<TcpStream> {
+        Client::new(self.connect())
+    }
+
+    /// A client and its token.
+    pub(crate) fn login(&self, name: &str) -> (Client<TcpStream>, String) {
+        let mut client = self.client();
+        let login = client.request(&format!("AUTH {name} surabaya")).unwrap();
+        (client, login["data"].as_str().unwrap().to_owned())
+    }
+
+    pub(crate) fn process(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) {
+        let pid = Pid::from_raw(i32::try_from(self.child.id()).unwrap()).unwrap();
+        kill_process(pid, signal).unwrap();
+    }
+
+    pub(crate) fn wait(&mut self) -> ExitStatus {
+        self.child.wait().unwrap()
+    }
+
+    /// Stops it as an administrator does.
+    pub(crate) fn stop(mut self) {
+        self.signal(Signal::TERM);
+        assert!(self.wait().success());
+    }
+
+    /// Ends it as a power cut does.
+    pub(crate) fn kill(mut self) {
+        self.signal(Signal::KILL);
+        self.wait();
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if self.child.try_wait().is_ok_and(|status| status.is_none()) && self.child.kill().is_ok() {
+            self.wait();
+        }
+    }
+}
+
+pub(crate) fn connect(address: SocketAddr) -> TcpStream {
+    let stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_write_timeout(Some(PATIENCE)).unwrap();
+    stream
+}
+
+/// Ends the sending side and reads to the end.
+pub(crate) fn finish(mut stream: TcpStream) -> String {
+    stream.shutdown(Shutdown::Write).unwrap();
+    let mut rest = Vec::new();
+    stream.read_to_end(&mut rest).unwrap();
+    String::from_utf8(rest).unwrap()
+}

@@ -1,0 +1,461 @@
+//! The real program over real sockets: what its start, its stop, a power cut and bad peers do to it.
+
+#![allow(clippy::panic, clippy::unwrap_used, clippy::expect_used)]
+
+mod common;
+
+use std::fs;
+use std::io::{ErrorKind, Read, Write};
+use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::Command;
+use std::thread;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use common::process::{Server, connect, finish, kurir, output, text};
+use kurir::client::{Client, ClientError};
+use rustix::process::Signal;
+use serde_json::Value;
+
+const OK: &str = "{\"status\":\"OK\"}\r\n\r\n";
+
+fn texts_of(inbox: &Value, sender: &str) -> Vec<String> {
+    let messages = inbox["data"][sender].as_array().cloned().unwrap_or_default();
+    messages.iter().map(|message| message["pesan"].as_str().unwrap().to_owned()).collect()
+}
+
+#[test]
+fn it_listens_on_every_address_that_it_is_given() {
+    let data = tempfile::tempdir().unwrap();
+    let path = data.path().to_str().unwrap();
+    let arguments = ["serve", "--demo", "--listen", "127.0.0.1:0", "--listen", "[::1]:0", "--data", path];
+    let server = Server::start(kurir(&arguments), 2);
+    assert_ne!(server.addresses[0].port(), 0);
+    assert!(server.addresses[1].is_ipv6());
+    for address in &server.addresses {
+        let reply = Client::new(connect(*address)).request("AUTH messi surabaya").unwrap();
+        assert_eq!(reply["data"].as_str().unwrap().len(), 32);
+    }
+    server.stop();
+}
+
+#[test]
+fn every_flag_can_be_given_in_the_environment() {
+    let data = tempfile::tempdir().unwrap();
+    let mut command = kurir(&["serve"]);
+    command.env("KURIR_DEMO", "true").env("KURIR_LISTEN", "127.0.0.1:0,[::1]:0").env("KURIR_DATA", data.path());
+    command.env("KURIR_REGISTRATION", "closed").env("KURIR_MAILBOX_MESSAGES_MAX", "1").env("KURIR_LOG", "warn");
+    let server = Server::start(command, 2);
+    let refused = server.client().request("REGISTER pele santos12").unwrap_err();
+    assert_eq!(refused.to_string(), "pendaftaran ditutup");
+    let (mut messi, token) = server.login("messi");
+    messi.request(&format!("SEND MESSAGE {token} messi satu")).unwrap();
+    let refused = messi.request(&format!("SEND MESSAGE {token} messi dua")).unwrap_err();
+    assert_eq!(refused.to_string(), "kotak masuk tujuan penuh");
+}
+
+/// One line on standard error that says `what`, and exit code 2.
+fn assert_refused(arguments: &[&str], what: &str) {
+    let refused = output(&[arguments, &["--log", "off"]].concat());
+    assert_eq!(refused.status.code(), Some(2), "{arguments:?}");
+    let error = text(&refused.stderr);
+    assert!(error.contains(what) && error.lines().count() == 1, "{arguments:?}: {error}");
+    assert_eq!(text(&refused.stdout), "");
+}
+
+#[test]
+fn what_is_wrong_at_the_start_is_said_in_one_line() {
+    let data = tempfile::tempdir().unwrap();
+    let path = data.path().join("data");
+    let path = path.to_str().unwrap();
+    let server = Server::demo(Path::new(path), &[]);
+    let taken = server.addresses[0].to_string();
+    let other = data.path().join("other");
+    let other = other.to_str().unwrap();
+
+    assert_refused(&["serve", "--data", path, "--listen", "127.0.0.1:0"], "is in use by process");
+    assert_refused(&["serve", "--data", other, "--listen", &taken], "the port is taken");
+    assert_refused(&["serve", "--demo", "--data", other, "--listen", "0.0.0.0:0"], "--demo");
+    assert_refused(&["serve", "--data", "/proc/nowhere", "--listen", "127.0.0.1:0"], "/proc/nowhere");
+    for wrong in [&["serve", "--nonsense"][..], &["serve", "--listen", "here"], &["serve", "--line-bytes-max", "1kb"]] {
+        assert_eq!(output(wrong).status.code(), Some(2), "{wrong:?}");
+    }
+    fs::create_dir_all(Path::new(other).join("journal")).unwrap();
+    fs::write(Path::new(other).join("journal/0000000001.log"), "this is not a journal of this program").unwrap();
+    assert_refused(&["serve", "--data", other, "--listen", "127.0.0.1:0"], "not a journal");
+}
+
+#[test]
+fn a_log_line_is_json_on_request() {
+    let data = tempfile::tempdir().unwrap();
+    let mut command = kurir(&["serve", "--demo", "--listen", "127.0.0.1:0", "--log-format", "json"]);
+    let log = data.path().join("log");
+    // The harness would pass the log on, so a shell puts it aside.
+    let mut shell = Command::new("sh");
+    shell.arg("-c").arg("exec \"$@\" 2>\"$0\"").arg(&log).arg(command.get_program()).args(command.get_args());
+    shell.arg("--data").arg(data.path().join("data")).stdout(std::process::Stdio::piped());
+    command.env_clear();
+    let server = Server::start(shell, 1);
+    assert!(server.client().request("AUTH messi salah123").is_err());
+    server.stop();
+    let log = fs::read_to_string(log).unwrap();
+    let lines: Vec<Value> = log.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let login =
+        lines.iter().find(|line| line["fields"]["message"] == "login failed").expect("a login that failed is logged");
+    assert_eq!(login["fields"]["address"], "127.0.0.1");
+    assert!(!log.contains("salah123"), "a password is in the log");
+}
+
+#[test]
+fn only_the_owner_can_read_the_data() {
+    let data = tempfile::tempdir().unwrap();
+    let root = data.path().join("data");
+    let server = Server::demo(&root, &[]);
+    let (mut messi, token) = server.login("messi");
+    messi.request(&format!("SEND FILE {token} henderson a.txt QUJD")).unwrap();
+    let mut waiting = vec![root];
+    let mut seen = 0;
+    while let Some(path) = waiting.pop() {
+        let metadata = fs::symlink_metadata(&path).unwrap();
+        let mode = metadata.permissions().mode() & 0o777;
+        assert_eq!(mode, if metadata.is_dir() { 0o700 } else { 0o600 }, "{}", path.display());
+        if metadata.is_dir() {
+            waiting.extend(fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));
+        }
+        seen += 1;
+    }
+    assert!(seen >= 8, "directories, the lock, the socket, the journal and a file");
+}
+
+#[test]
+fn the_end_of_the_stream_may_come_with_the_requests() {
+    let data = tempfile::tempdir().unwrap();
+    let server = Server::demo(data.path(), &[]);
+    let mut stream = server.connect();
+    stream.write_all(b"PING\nPING\r\n\r\nPING").unwrap();
+    assert_eq!(finish(stream), OK.repeat(3));
+    assert_eq!(finish(server.connect()), "");
+}
+
+#[test]
+fn a_login_does_not_hold_up_the_others_and_is_answered_in_order() {
+    let data = tempfile::tempdir().unwrap();
+    let server = Server::demo(data.path(), &[]);
+    let mut slow = server.connect();
+    slow.write_all("AUTH messi surabaya\nPING\n".repeat(20).as_bytes()).unwrap();
+    let mut quick = server.client();
+    for _ in 0..5 {
+        quick.request("PING").unwrap();
+    }
+    slow.set_nonblocking(true).unwrap();
+    let mut early = vec![0; 64 * 1024];
+    let count = match slow.read(&mut early) {
+        Ok(count) => count,
+        Err(error) if error.kind() == ErrorKind::WouldBlock => 0,
+        Err(error) => panic!("{error}"),
+    };
+    slow.set_nonblocking(false).unwrap();
+    let replies = text(&early[..count]).to_owned() + &finish(slow);
+    assert!(text(&early[..count]).matches("\r\n\r\n").count() < 40, "five pings took longer than twenty logins");
+    let replies: Vec<&str> = replies.split("\r\n\r\n").collect();
+    assert_eq!(replies.len(), 41);
+    for pair in replies.chunks_exact(2) {
+        assert_eq!(pair[0].len(), r#"{"status":"OK","data":""}"#.len() + 32);
+        assert_eq!(pair[1], r#"{"status":"OK"}"#);
+    }
+}
+
+#[test]
+fn everything_is_kept_across_a_stop_and_a_power_cut() {
+    let data = tempfile::tempdir().unwrap();
+    for is_power_cut in [false, true] {
+        let root = data.path().join(is_power_cut.to_string());
+        let server = Server::demo(&root, &[]);
+        let (mut messi, token) = server.login("messi");
+        let (mut henderson, reader) = server.login("henderson");
+        messi.request(&format!("SEND MESSAGE {token} henderson satu")).unwrap();
+        henderson.request(&format!("INBOX {reader}")).unwrap();
+        // The next request of this connection is served after the reply to the last got out, and OK waits for both.
+        henderson.request(&format!("CREATE GROUP {reader} tim rahasia")).unwrap();
+        messi.request(&format!("SEND GROUP MESSAGE {token} group1 dua")).unwrap();
+        messi.request(&format!("JOIN GROUP {token} tim rahasia")).unwrap();
+        messi.request(&format!("SEND FILE {token} henderson a.txt QUJD")).unwrap();
+        messi.request("REGISTER pele santos12").unwrap();
+        messi.request(&format!("CHANGE PASSWORD {token} surabaya malang-raya")).unwrap();
+        if is_power_cut {
+            server.kill();
+        } else {
+            server.stop();
+        }
+
+        let server = Server::demo(&root, &[]);
+        let mut client = server.client();
+        let inbox = client.request(&format!("INBOX {reader}")).unwrap();
+        assert_eq!(texts_of(&inbox, "messi"), ["dua"]);
+        let file = client.request(&format!("DOWNLOAD FILE {reader} messi a.txt")).unwrap();
+        assert_eq!(file["data"], "QUJD");
+        let groups = client.request(&format!("MY GROUP {token}")).unwrap();
+        assert_eq!(groups["data"]["tim"], serde_json::json!(["henderson", "messi"]));
+        client.request("AUTH pele santos12").unwrap();
+        client.request("AUTH messi malang-raya").unwrap();
+        client.request("AUTH messi surabaya").unwrap_err();
+    }
+}
+
+#[test]
+fn a_stop_answers_what_was_received() {
+    let data = tempfile::tempdir().unwrap();
+    let mut server = Server::demo(data.path(), &[]);
+    let (_messi, token) = server.login("messi");
+    let mut stream = server.connect();
+    let idle = server.connect();
+    let request = format!("SEND MESSAGE {token} henderson halo\n");
+    stream.write_all((request.repeat(2000) + "AUTH messi surabaya\nSEND MESSA").as_bytes()).unwrap();
+    // Once the first answer is here, the rest has arrived too: it was sent in one piece and is far below what a socket takes.
+    let mut first = [0; OK.len()];
+    stream.read_exact(&mut first).unwrap();
+    server.signal(Signal::TERM);
+    let mut rest = String::new();
+    stream.read_to_string(&mut rest).unwrap();
+    assert_eq!(rest.matches(OK).count(), 1999);
+    assert!(rest.ends_with("\"}\r\n\r\n"), "the login was answered too");
+    assert!(server.wait().success());
+    drop(idle);
+    assert!(!data.path().join("admin.sock").exists());
+
+    let server = Server::demo(data.path(), &[]);
+    let (mut henderson, token) = server.login("henderson");
+    let inbox = henderson.request(&format!("INBOX {token}")).unwrap();
+    assert_eq!(texts_of(&inbox, "messi").len(), 2000);
+}
+
+#[test]
+fn a_stop_does_not_wait_for_ever_for_a_peer_that_does_not_read() {
+    let data = tempfile::tempdir().unwrap();
+    let mut server = Server::demo(data.path(), &["--stop-ms-max", "200"]);
+    let (mut messi, token) = server.login("messi");
+    let content = STANDARD.encode(vec![7; 16 * 1024 * 1024]);
+    messi.request(&format!("SEND FILE {token} messi besar.bin {content}")).unwrap();
+    messi.send(format!("DOWNLOAD FILE {token} messi besar.bin").as_bytes()).unwrap();
+    let mut start = [0; 100];
+    messi.stream().read_exact(&mut start).unwrap();
+    server.signal(Signal::TERM);
+    assert!(server.wait().success());
+}
+
+#[test]
+fn what_was_acknowledged_under_load_survives_kill_9() {
+    const WRITERS: usize = 4;
+    let data = tempfile::tempdir().unwrap();
+    let names = ["messi", "henderson", "lineker", "messi"];
+    let mut tokens: Vec<String> = Vec::new();
+    let mut acknowledged: Vec<Vec<String>> = vec![Vec::new(); WRITERS];
+    let mut sent = 0;
+    for round in 0..3 {
+        let server = Server::demo(data.path(), &["--mailbox-messages-max", "1000000"]);
+        if tokens.is_empty() {
+            tokens = names.iter().map(|name| server.login(name).1).collect();
+        }
+        let writers: Vec<_> = (0..WRITERS)
+            .map(|writer| {
+                let stream = server.connect();
+                let token = tokens[writer].clone();
+                thread::spawn(move || write_until_cut(Client::new(stream), writer, round, &token))
+            })
+            .collect();
+        // So many batches that some are in every stage when the power goes.
+        while server.client().request("PING").is_ok() && journal_bytes(data.path()) < (round + 1) * 300_000 {}
+        server.kill();
+        for (writer, texts) in writers.into_iter().enumerate() {
+            let (texts, count) = texts.join().unwrap();
+            acknowledged[writer].extend(texts);
+            sent += count;
+        }
+    }
+    let server = Server::demo(data.path(), &[]);
+    let (mut lineker, token) = server.login("lineker");
+    let mut received = Vec::new();
+    loop {
+        let inbox = lineker.request(&format!("INBOX {token}")).unwrap();
+        let before = received.len();
+        for sender in ["messi", "henderson", "lineker"] {
+            received.extend(texts_of(&inbox, sender));
+        }
+        if received.len() == before {
+            break;
+        }
+    }
+    assert!(received.len() <= sent);
+    for (writer, texts) in acknowledged.iter().enumerate() {
+        assert!(texts.len() > 100, "writer {writer} had {} acknowledged", texts.len());
+        let prefix = format!("{writer} ");
+        let mut of_writer = received.iter().filter(|text| text.starts_with(&prefix));
+        // In order, each once; between them there may be some whose answer did not get out any more.
+        for text in texts {
+            assert!(of_writer.any(|found| found == text), "{text} was acknowledged and is not there");
+        }
+    }
+    let mut once = received.clone();
+    once.sort_unstable();
+    once.dedup();
+    assert_eq!(once.len(), received.len(), "a message came twice");
+}
+
+fn journal_bytes(data: &Path) -> u64 {
+    fs::metadata(data.join("journal/0000000001.log")).unwrap().len()
+}
+
+/// Sends in small pipelines until the server is gone. Returns what was acknowledged, and how much was sent.
+fn write_until_cut(
+    mut client: Client<std::net::TcpStream>,
+    writer: usize,
+    round: u64,
+    token: &str,
+) -> (Vec<String>, usize) {
+    let mut acknowledged = Vec::new();
+    for number in (0..).step_by(8) {
+        let texts: Vec<String> = (number..number + 8).map(|number| format!("{writer} {round} {number}")).collect();
+        let lines: Vec<String> = texts.iter().map(|text| format!("SEND MESSAGE {token} lineker {text}")).collect();
+        if client.send(lines.join("\n").as_bytes()).is_err() {
+            return (acknowledged, number + 8);
+        }
+        for text in texts {
+            match client.reply() {
+                Ok(_) => acknowledged.push(text),
+                Err(ClientError::Io(_)) => return (acknowledged, number + 8),
+                Err(error) => panic!("{error}"),
+            }
+        }
+    }
+    unreachable!("the server outlived all numbers")
+}
+
+#[test]
+fn a_large_file_goes_up_and_comes_down_while_others_are_served() {
+    let data = tempfile::tempdir().unwrap();
+    let server = Server::demo(data.path(), &[]);
+    let (mut messi, token) = server.login("messi");
+    let (mut henderson, reader) = server.login("henderson");
+    let content: Vec<u8> =
+        (0..20_000_000u32).map(|number| number.wrapping_mul(2_654_435_761).to_le_bytes()[3]).collect();
+    let encoded = STANDARD.encode(&content);
+    let (first, second) = encoded.split_at(encoded.len() / 2);
+    messi.stream().write_all(format!("SEND FILE {token} henderson besar.bin {first}").as_bytes()).unwrap();
+    for _ in 0..50 {
+        henderson.request("PING").unwrap();
+    }
+    assert_eq!(henderson.request(&format!("MY FILE {reader}")).unwrap()["data"], serde_json::json!({}));
+    messi.send(second.as_bytes()).unwrap();
+    messi.reply().unwrap();
+
+    // A download that nobody reads holds up nobody, and goes on when it is read, though the file is deleted meanwhile.
+    let mut slow = server.client();
+    slow.send(format!("DOWNLOAD FILE {reader} messi besar.bin").as_bytes()).unwrap();
+    let mut start = [0; 1000];
+    slow.stream().read_exact(&mut start).unwrap();
+    messi.request(&format!("DELETE FILE {token} henderson besar.bin")).unwrap();
+    henderson.request(&format!("DELETE FILE {reader} messi besar.bin")).unwrap();
+    let mut reply = start.to_vec();
+    reply.extend(finish(slow.stream().try_clone().unwrap()).into_bytes());
+    let reply: Value = serde_json::from_slice(&reply).unwrap();
+    assert!(STANDARD.decode(reply["data"].as_str().unwrap()).unwrap() == content, "what came down is not what went up");
+    assert_eq!(files_below(&data.path().join("files")), 0, "the bytes of a file that nobody lists are gone");
+}
+
+#[test]
+fn an_upload_that_is_cut_off_leaves_nothing() {
+    let data = tempfile::tempdir().unwrap();
+    let server = Server::demo(data.path(), &[]);
+    let (mut messi, token) = server.login("messi");
+    let half = "QUJD".repeat(1_000_000);
+    let mut leaver = server.connect();
+    leaver.write_all(format!("SEND FILE {token} henderson a.bin {half}").as_bytes()).unwrap();
+    drop(leaver);
+    let mut cut = server.connect();
+    cut.write_all(format!("SEND FILE {token} henderson b.bin {half}").as_bytes()).unwrap();
+    messi.request("PING").unwrap();
+    server.kill();
+    let server = Server::demo(data.path(), &[]);
+    let mut messi = server.client();
+    assert_eq!(messi.request(&format!("MY FILE {token}")).unwrap()["data"], serde_json::json!({}));
+    assert_eq!(files_below(&data.path().join("files")), 0);
+}
+
+fn files_below(directory: &Path) -> usize {
+    let entries = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path());
+    entries.map(|path| if path.is_dir() { files_below(&path) } else { 1 }).sum()
+}
+
+#[test]
+fn a_peer_that_does_not_read_is_not_served_further_and_holds_up_nobody() {
+    let data = tempfile::tempdir().unwrap();
+    let server = Server::demo(data.path(), &["--output-bytes-high", "64KiB"]);
+    let mut deaf = server.connect();
+    deaf.set_nonblocking(true).unwrap();
+    // HELP has the largest answer for its size; this would be hundreds of megabytes of them.
+    let requests = "HELP\n".repeat(1000);
+    let mut taken = 0;
+    let mut refusals = 0;
+    while taken < 10_000_000 && refusals < 50 {
+        match deaf.write(requests.as_bytes()) {
+            Ok(count) => taken += count,
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                refusals += 1;
+                server.client().request("PING").unwrap();
+            }
+            Err(error) => panic!("{error}"),
+        }
+    }
+    assert!(refusals > 0, "the server reads on though nobody reads its answers");
+    let status = fs::read_to_string(format!("/proc/{}/status", server.process())).unwrap();
+    let memory = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    let kib: u64 = memory.trim().trim_end_matches(" kB").parse().unwrap();
+    assert!(kib < 128 * 1024, "{kib} KiB for a peer that does not read");
+}
+
+#[test]
+fn a_thousand_idle_connections_are_in_nobodys_way() {
+    let data = tempfile::tempdir().unwrap();
+    let server = Server::demo(data.path(), &[]);
+    let idle: Vec<_> = (0..1000).map(|_| server.connect()).collect();
+    server.client().request("AUTH messi surabaya").unwrap();
+    for stream in idle.into_iter().step_by(100) {
+        let mut client = Client::new(stream);
+        client.request("PING").unwrap();
+    }
+}
+
+#[test]
+fn a_server_that_is_full_says_so_and_takes_the_next_when_there_is_room() {
+    let data = tempfile::tempdir().unwrap();
+    let root = data.path().to_str().unwrap();
+    // The limit of file descriptors is kept as well: of 64, half are for connections.
+    let mut shell = Command::new("sh");
+    shell.arg("-c").arg("ulimit -n 64; exec \"$0\" \"$@\"").arg(env!("CARGO_BIN_EXE_kurir"));
+    shell.args(["serve", "--demo", "--listen", "127.0.0.1:0", "--data", root]).stdout(std::process::Stdio::piped());
+    let server = Server::start(shell, 1);
+    let mut clients: Vec<_> = (0..32).map(|_| server.client()).collect();
+    for client in &mut clients {
+        client.request("PING").unwrap();
+    }
+    for _ in 0..40 {
+        let mut turned_away = server.client();
+        assert_eq!(turned_away.receive().unwrap()["data"], "server penuh");
+        assert!(matches!(turned_away.receive(), Err(ClientError::Io(_))));
+    }
+    assert!(output(&["user", "list", "--data", root]).status.success(), "the administrator gets in");
+    let mut last = clients.pop().unwrap();
+    drop(clients);
+    last.request("PING").unwrap();
+    server.client().request("PING").unwrap();
+}
+
+#[test]
+fn a_port_of_another_program_is_left_alone() {
+    let data = tempfile::tempdir().unwrap();
+    let other = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = other.local_addr().unwrap().to_string();
+    assert_refused(&["serve", "--data", data.path().to_str().unwrap(), "--listen", &address], "the port is taken");
+}
