@@ -531,7 +531,6 @@ impl World {
                 self.model.refused.insert(text);
             }
             Asked::Inbox(user) if is_ok => self.received(user, reply),
-            Asked::Inbox(_) => {}
             Asked::File { from, to, name } if is_ok => {
                 self.seen.files += 1;
                 self.model.files.insert((from, to, name));
@@ -540,7 +539,7 @@ impl World {
                 let data = STANDARD.decode(reply["data"].as_str().unwrap()).unwrap();
                 assert!(self.model.contents.contains(&data), "a file came back that nobody sent");
             }
-            Asked::Login(_) | Asked::File { .. } | Asked::Download | Asked::Other => {}
+            Asked::Login(_) | Asked::Inbox(_) | Asked::File { .. } | Asked::Download | Asked::Other => {}
         }
     }
 
@@ -594,12 +593,12 @@ impl World {
     }
 
     fn drain_mailboxes(&mut self) {
-        for user in 0..USERS.len() {
+        for (user, name) in USERS.into_iter().enumerate() {
             loop {
                 let before = self.seen.delivered;
-                self.ask_and_settle(format!("AUTH {} surabaya", USERS[user]), Asked::Login(user));
+                self.ask_and_settle(&format!("AUTH {name} surabaya"), Asked::Login(user));
                 let token = self.tokens[user].clone().unwrap();
-                self.ask_and_settle(format!("INBOX {token}"), Asked::Inbox(user));
+                self.ask_and_settle(&format!("INBOX {token}"), Asked::Inbox(user));
                 if self.seen.delivered == before {
                     break;
                 }
@@ -607,7 +606,7 @@ impl World {
         }
     }
 
-    fn ask_and_settle(&mut self, request: String, asked: Asked) {
+    fn ask_and_settle(&mut self, request: &str, asked: Asked) {
         let ids: Vec<ConnectionId> = self.net.lines.keys().copied().collect();
         for id in ids {
             self.lose(id);

@@ -21,6 +21,7 @@
 
 mod common;
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr};
@@ -232,10 +233,10 @@ impl Conversation {
     fn bind_tokens(&mut self, expected: &str, reply: &str) {
         for (at, _) in expected.match_indices('$') {
             let name: String = expected[at + 1..].chars().take_while(char::is_ascii_alphanumeric).collect();
-            if !self.tokens.contains_key(&name) {
+            if let Entry::Vacant(unknown) = self.tokens.entry(name) {
                 let token = reply.get(at..at + 32).unwrap_or_default();
                 assert!(token.bytes().all(|digit| digit.is_ascii_hexdigit()), "no token: {reply}");
-                self.tokens.insert(name, token.to_owned());
+                unknown.insert(token.to_owned());
                 return;
             }
         }
@@ -261,8 +262,8 @@ impl Conversation {
             } else if rest.starts_with("\\x") {
                 bytes.push(u8::from_str_radix(&rest[2..4], 16).unwrap());
                 used = 4;
-            } else if rest.starts_with("\\*") {
-                let (count, after) = rest[2..].split_once('{').unwrap();
+            } else if let Some(repeated) = rest.strip_prefix("\\*") {
+                let (count, after) = repeated.split_once('{').unwrap();
                 let (piece, _) = after.split_once('}').unwrap();
                 bytes.extend(piece.repeat(count.parse().unwrap()).bytes());
                 used = 2 + count.len() + 1 + piece.len() + 1;
