@@ -16,7 +16,7 @@
 //! | what it answers | [`reply`], [`refusal`] |
 //! | what there is | [`state`], and [`change`], the only way in which it changes |
 //! | where it is kept | [`journal`], [`files`], [`data`] (the directory) |
-//! | how it runs | [`engine`] (the turn), [`connection`], [`buffer`], [`transfer`] (files as streams) |
+//! | how it runs | [`engine`] (the turn), `serve` (a connection's share of it), `service` (what all share), [`connection`], [`buffer`], [`transfer`] (files as streams) |
 //! | what it runs on | [`net`] (sockets, signals, the clock), [`threads`], [`password`], [`local`] (no sockets at all) |
 //! | its bounds | [`limits`] |
 //! | how it is used | [`cli`], [`admin`], [`client`] |
@@ -47,6 +47,8 @@ pub mod password;
 pub mod refusal;
 pub mod reply;
 pub mod request;
+pub(crate) mod serve;
+pub(crate) mod service;
 pub mod state;
 pub mod store;
 pub mod threads;

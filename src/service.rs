@@ -1,0 +1,265 @@
+//! What all connections share, and what a request does with it besides changing the state: password work, an INBOX
+//! reply, a file in or out. It knows no buffers but the one that a reply is written to.
+
+use std::collections::{HashMap, VecDeque};
+
+use crate::change::{Change, FileId, UserId};
+use crate::claims::Claims;
+use crate::command::{Context, Outcome, PasswordWork, Task};
+use crate::connection::{Connection, ConnectionId, Delivery, Peer, Phase};
+use crate::engine::{Host, Job, Registration};
+use crate::files::{FileJob, TransferId};
+use crate::journal::Log;
+use crate::limits::Limits;
+use crate::password::PasswordJob;
+use crate::refusal::Refusal;
+use crate::reply::{self, InboxWriter, Item};
+use crate::state::{Entry, State};
+use crate::throttle::Throttle;
+use crate::transfer::{ContentReader, Download, Envelope, Upload};
+use crate::verb::{Spec, Verb};
+
+/// Sessions ended in one turn because they were not used for long.
+const SESSIONS_EXPIRED_PER_TURN_MAX: usize = 64;
+
+/// What all connections share.
+pub(crate) struct Service {
+    pub(crate) limits: Limits,
+    pub(crate) state: State,
+    pub(crate) log: Log,
+    pub(crate) claims: Claims,
+    pub(crate) registrations: Throttle,
+    pub(crate) is_registration_open: bool,
+    pub(crate) now: u64,
+    pub(crate) inbox: InboxWriter,
+    pub(crate) password_jobs: usize,
+    pub(crate) transfers_next: u64,
+    pub(crate) files_next: u64,
+    /// Who waits for what becomes of a transfer.
+    pub(crate) transfers: HashMap<TransferId, ConnectionId>,
+    pub(crate) uploads: usize,
+    /// Uploads that are complete. They are stored even if the peer goes.
+    pub(crate) storing: HashMap<TransferId, Storing>,
+    /// INBOX replies that got out, until that is written down.
+    pub(crate) delivered: VecDeque<Delivery>,
+    /// Files that go once the batch is durable in which their last listing ended.
+    pub(crate) removals: VecDeque<(u64, FileId)>,
+}
+
+/// An upload whose bytes are on their way to their place.
+pub(crate) struct Storing {
+    pub(crate) spec: &'static Spec,
+    pub(crate) envelope: Envelope,
+    pub(crate) bytes: u64,
+    pub(crate) file: FileId,
+}
+
+impl Service {
+    pub(crate) fn new(limits: Limits, registration: Registration, state: State, log: Log) -> Self {
+        let files_next = state.next_file().0;
+        Self {
+            limits,
+            state,
+            log,
+            claims: Claims::default(),
+            registrations: Throttle::new(registration.per_minute_max),
+            is_registration_open: registration.is_open,
+            now: 0,
+            inbox: InboxWriter::default(),
+            password_jobs: 0,
+            transfers_next: 0,
+            files_next,
+            transfers: HashMap::new(),
+            uploads: 0,
+            storing: HashMap::new(),
+            delivered: VecDeque::new(),
+            removals: VecDeque::new(),
+        }
+    }
+
+    pub(crate) fn context<'e>(&'e mut self, peer: Peer, random: &'e mut dyn FnMut() -> [u8; 16]) -> Context<'e> {
+        Context {
+            state: &mut self.state,
+            log: &mut self.log,
+            claims: &self.claims,
+            limits: &self.limits,
+            registrations: &mut self.registrations,
+            is_registration_open: self.is_registration_open,
+            now: self.now,
+            random,
+            peer,
+        }
+    }
+
+    /// Runs a handler for a connection and writes the answer, or begins what must come before it. Returns the batch that
+    /// the answer waits for.
+    pub(crate) fn answer(
+        &mut self,
+        connection: &mut Connection,
+        spec: &'static Spec,
+        host: &mut impl Host,
+        handler: impl for<'e> FnOnce(&'e mut Context<'_>) -> Result<Outcome<'e>, Refusal>,
+    ) -> Option<u64> {
+        let mut random = || host.random();
+        let mut context = self.context(connection.peer, &mut random);
+        let task = match handler(&mut context) {
+            Ok(Outcome::Begin(task)) => Some(task),
+            Ok(Outcome::Reply(reply)) => {
+                reply::ok(connection.write.out(), &reply, spec);
+                None
+            }
+            Err(refusal) => {
+                reply::error(connection.write.out(), &refusal, Some(spec));
+                None
+            }
+        };
+        match task {
+            Some(Task::Password(work)) => self.begin_password(connection, work, host),
+            Some(Task::Inbox(user)) => return self.deliver(connection, spec, user),
+            Some(Task::Upload(envelope)) => self.begin_upload(connection, spec, envelope),
+            Some(Task::Download(file)) => self.begin_download(connection, spec, file),
+            None => {
+                let shows_nothing = matches!(spec.verb, Verb::Ping | Verb::Help);
+                let batch = if shows_nothing { None } else { self.log.unsettled() };
+                connection.write.seal(batch);
+                return batch;
+            }
+        }
+        None
+    }
+
+    pub(crate) fn refuse(&mut self, connection: &mut Connection, refusal: Refusal, spec: Option<&Spec>) {
+        reply::error(connection.write.out(), &refusal, spec);
+        connection.write.seal(None);
+    }
+
+    pub(crate) fn begin_password(&mut self, connection: &mut Connection, work: PasswordWork, host: &mut impl Host) {
+        let PasswordWork { check, hash, pending } = work;
+        if self.password_jobs >= self.limits.password_queue_max {
+            self.refuse(connection, Refusal::ServerBusy, Some(pending.spec));
+            return;
+        }
+        self.password_jobs += 1;
+        connection.phase = Phase::Password(pending);
+        host.submit(Job::Password(PasswordJob { connection: connection.id, check, hash }));
+    }
+
+    /// Writes an INBOX reply. Its messages count as delivered once its last byte is taken by the kernel.
+    pub(crate) fn deliver(&mut self, connection: &mut Connection, spec: &'static Spec, user: UserId) -> Option<u64> {
+        let mailbox = self.state.user(user).map(|user| &user.mailbox);
+        let unclaimed = mailbox.into_iter().flat_map(|mailbox| self.claims.unclaimed(user, mailbox));
+        let entries: Vec<&Entry> = unclaimed.take(self.limits.inbox_messages_max).collect();
+        let bytes_max = usize::try_from(self.limits.inbox_bytes_max).unwrap_or(usize::MAX);
+        let items = entries.iter().map(|entry| item(entry));
+        let count = self.inbox.write(connection.write.out(), items, bytes_max, spec.dialect);
+        let batch = match &entries[..count] {
+            [] => None,
+            [first, ..] => {
+                let last = entries.get(count - 1).unwrap_or(first);
+                let delivery = Delivery { user, first: first.id, last: last.id };
+                let batch = self.log.unsettled_at(last.lsn);
+                self.claims.add(delivery);
+                connection.deliveries.push_back((connection.write.end(), delivery));
+                batch
+            }
+        };
+        connection.write.seal(batch);
+        batch
+    }
+
+    pub(crate) fn begin_upload(&mut self, connection: &mut Connection, spec: &'static Spec, envelope: Envelope) {
+        if self.uploads >= self.limits.uploads_max {
+            self.refuse(connection, Refusal::ServerBusy, Some(spec));
+            return;
+        }
+        self.uploads += 1;
+        let transfer = self.next_transfer(connection.id);
+        connection.phase = Phase::Upload(Box::new(Upload {
+            transfer,
+            spec,
+            envelope,
+            content: ContentReader::default(),
+            block: Vec::new(),
+            bytes: 0,
+            is_writing: false,
+            is_complete: false,
+            is_short: false,
+        }));
+    }
+
+    pub(crate) fn begin_download(&mut self, connection: &mut Connection, spec: &'static Spec, file: FileId) {
+        let transfer = self.next_transfer(connection.id);
+        let Some(stored) = self.state.file(file) else { return };
+        let download = Download {
+            transfer,
+            spec,
+            file,
+            name: stored.name.clone(),
+            bytes: stored.bytes,
+            sent: 0,
+            is_begun: false,
+            is_reading: false,
+            lsn: stored.lsn,
+        };
+        connection.phase = Phase::Download(Box::new(download));
+    }
+
+    pub(crate) fn next_transfer(&mut self, id: ConnectionId) -> TransferId {
+        self.transfers_next += 1;
+        let transfer = TransferId(self.transfers_next);
+        self.transfers.insert(transfer, id);
+        transfer
+    }
+
+    /// Ends a transfer that is not complete.
+    pub(crate) fn forget(&mut self, transfer: TransferId, is_upload: bool, host: &mut impl Host) {
+        self.transfers.remove(&transfer);
+        self.uploads -= usize::from(is_upload);
+        host.submit(Job::File(FileJob::Forget(transfer)));
+    }
+
+    /// So much of the line is thrown away after an upload was refused: what the peer may have on its way in good faith.
+    pub(crate) fn upload_discard_bytes(&self) -> u64 {
+        let encoded = self.limits.file_bytes_max.div_ceil(3).saturating_mul(4);
+        encoded.saturating_add(self.limits.discard_bytes_max)
+    }
+
+    /// Messages whose INBOX reply got out leave the mailbox. On a full disk they stay claimed until that can be written down.
+    pub(crate) fn write_down_deliveries(&mut self) {
+        while let Some(delivery) = self.delivered.front() {
+            let &Delivery { user, first, last } = delivery;
+            let change = Change::Delivered { user, first, last };
+            let Ok(lsn) = self.log.append_reserved(&change) else { return };
+            self.state.apply(&change, lsn);
+            self.claims.remove(delivery);
+            self.delivered.pop_front();
+        }
+    }
+
+    pub(crate) fn expire_sessions(&mut self) {
+        for _ in 0..SESSIONS_EXPIRED_PER_TURN_MAX {
+            let Some(session) = self.state.session_expired(self.now) else { return };
+            let change = Change::SessionClosed { session };
+            let Ok(lsn) = self.log.append_reserved(&change) else { return };
+            self.state.apply(&change, lsn);
+        }
+    }
+
+    /// The bytes of a file that nobody lists any more go once that is durable.
+    pub(crate) fn collect_removals(&mut self) {
+        let batch = self.log.open_batch();
+        self.removals.extend(self.state.take_freed_files().into_iter().map(|file| (batch, file)));
+    }
+}
+
+fn item(entry: &Entry) -> Item<'_> {
+    let message = &*entry.message;
+    Item {
+        id: entry.id,
+        at: message.at,
+        from: message.from(),
+        to: message.to(),
+        is_to_group: message.is_to_group,
+        text: message.text(),
+    }
+}
