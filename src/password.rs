@@ -144,6 +144,18 @@ mod tests {
     }
 
     #[test]
+    fn a_user_who_does_not_exist_takes_the_same_work() {
+        let mut hasher = Hasher::new().unwrap();
+        let known = hasher.hash("surabaya").unwrap();
+        for hash in [None, Some(known.as_str())] {
+            hasher.memory.fill(Block::default());
+            assert!(!hasher.fits("jakarta!", hash).unwrap());
+            let filled = hasher.memory.iter().filter(|block| block.as_ref().iter().any(|word| *word != 0)).count();
+            assert_eq!(filled, MEMORY_KIB as usize, "every block of memory is worked through");
+        }
+    }
+
+    #[test]
     fn the_new_password_is_hashed_only_if_the_old_one_is_right() {
         let mut hasher = Hasher::new().unwrap();
         let old = hasher.hash("surabaya").unwrap();
