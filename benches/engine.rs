@@ -26,7 +26,10 @@ impl Workers for AtOnce {
 
     fn run(&mut self, job: Job, mut report: impl FnMut(Completion)) -> Result<(), Infallible> {
         match job {
-            Job::Journal(batch) => report(Completion::Durable(batch)),
+            Job::Journal(batch) => {
+                let synced = batch.end();
+                report(Completion::Settled { batch, synced });
+            }
             Job::Password(job) => {
                 report(Completion::Password(PasswordDone { connection: job.connection, passed: true, hash: None }));
             }

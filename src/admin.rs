@@ -32,6 +32,7 @@ pub enum AdminError {
     /// The server, or the data, said no; in English.
     Refused(String),
     NoData(PathBuf),
+    NotForDemo,
     Store(StoreError),
     Work(WorkError),
     Hash(HashError),
@@ -44,6 +45,9 @@ impl fmt::Display for AdminError {
         match self {
             Self::Refused(text) => f.write_str(text),
             Self::NoData(root) => write!(f, "there is no data directory at {}", root.display()),
+            Self::NotForDemo => f.write_str(
+                "the data directory has accounts of its own, and theirs have a password that everybody knows",
+            ),
             Self::Store(error) => error.fmt(f),
             Self::Work(error) => error.fmt(f),
             Self::Hash(error) => error.fmt(f),
@@ -90,6 +94,10 @@ pub fn request(root: &Path, line: &str, may_create: bool) -> Result<Value, Admin
 pub fn make_demo(store: Store) -> Result<Store, AdminError> {
     let mut offline = Offline::new(store)?;
     let state = offline.local.engine.state();
+    let is_its_own = DEMO_USERS.into_iter().all(|name| state.user_named(name).is_none()) && state.users().count() > 0;
+    if is_its_own {
+        return Err(AdminError::NotForDemo);
+    }
     let missing: Vec<&str> = DEMO_USERS.into_iter().filter(|name| state.user_named(name).is_none()).collect();
     let has_group = state.is_taken(DEMO_GROUP);
     for name in missing {

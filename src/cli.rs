@@ -7,16 +7,19 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use rustix::fs::Mode;
+use rustix::process::umask;
 use serde_json::Value;
 use tracing::level_filters::LevelFilter;
 
 use crate::admin::{self, AdminError};
 use crate::engine::Registration;
+use crate::journal::Sync;
 use crate::limits::Limits;
 use crate::net::{self, Server, ServerOptions};
 
-const DATA_DEFAULT: &str = "kurir-data";
-const DATA_DEMO: &str = "kurir-demo";
+const DATA_DEFAULT: &str = "./kurir-data";
+const DATA_DEMO: &str = "./kurir-demo";
 const LISTEN_DEFAULT: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 8889);
 const REGISTRATIONS_PER_MINUTE: u32 = 10;
 
@@ -59,7 +62,7 @@ enum Command {
 #[command(verbatim_doc_comment)]
 struct Serve {
     /// Where to listen; may be given several times [default: 127.0.0.1:8889]
-    #[arg(long, env = "KURIR_LISTEN", value_name = "ADDR:PORT", value_delimiter = ',')]
+    #[arg(long, env = "KURIR_LISTEN", value_name = "ADDR:PORT", value_delimiter = ',', value_parser = address)]
     listen: Vec<SocketAddr>,
 
     /// Where everything is kept; made if it is missing [default: ./kurir-data, or ./kurir-demo with --demo]
@@ -67,7 +70,7 @@ struct Serve {
     data: Option<PathBuf>,
 
     /// Make the demonstration accounts, open registration, and listen on this machine only
-    #[arg(long, env = "KURIR_DEMO", value_parser = clap::builder::FalseyValueParser::new())]
+    #[arg(long, env = "KURIR_DEMO", value_parser = clap::builder::BoolishValueParser::new())]
     demo: bool,
 
     /// Whether strangers may make accounts with REGISTER [default: closed, or open with --demo]
@@ -86,6 +89,10 @@ struct Serve {
     #[arg(long, env = "KURIR_LOG_FORMAT", value_name = "FORMAT", default_value = "text")]
     log_format: LogFormat,
 
+    /// When OK is said: once it is on the disk, or once the kernel has it, which syncs it about once a second
+    #[arg(long, env = "KURIR_SYNC", value_name = "WHEN", default_value = "always")]
+    sync: SyncWhen,
+
     #[command(flatten)]
     limits: Limits,
 }
@@ -94,6 +101,12 @@ struct Serve {
 enum RegistrationState {
     Open,
     Closed,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum SyncWhen {
+    Always,
+    Interval,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -172,6 +185,8 @@ struct PasswordSource {
 /// Runs the command line of this process.
 #[must_use]
 pub fn main() -> ExitCode {
+    // Whatever this program makes is for its owner alone.
+    umask(Mode::RWXG | Mode::RWXO);
     match Arguments::parse().command {
         Command::Serve(arguments) => serve(*arguments),
         Command::User(command) => user(&command),
@@ -201,9 +216,13 @@ fn serve(arguments: Serve) -> ExitCode {
     }
 }
 
+fn address(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| "it takes an address and a port, as in 127.0.0.1:8889 or [::1]:8889".to_owned())
+}
+
 /// What the arguments mean together.
 fn server_options(arguments: Serve) -> Result<ServerOptions, String> {
-    let Serve { mut listen, data, demo, registration, registrations_per_minute, limits, .. } = arguments;
+    let Serve { mut listen, data, demo, registration, registrations_per_minute, limits, sync, .. } = arguments;
     if listen.is_empty() {
         listen.push(LISTEN_DEFAULT);
     }
@@ -217,7 +236,11 @@ fn server_options(arguments: Serve) -> Result<ServerOptions, String> {
         per_minute_max: registrations_per_minute.unwrap_or(per_minute_default),
     };
     let data = data.unwrap_or_else(|| PathBuf::from(if demo { DATA_DEMO } else { DATA_DEFAULT }));
-    Ok(ServerOptions { listen, data, registration, limits, is_demo: demo })
+    let sync = match sync {
+        SyncWhen::Always => Sync::Always,
+        SyncWhen::Interval => Sync::Interval,
+    };
+    Ok(ServerOptions { listen, data, registration, limits, is_demo: demo, sync })
 }
 
 fn start_log(level: Level, format: LogFormat) {

@@ -29,6 +29,9 @@ impl fmt::Display for DataError {
                 write!(f, "data directory {} is in use by process {process}", root.display())
             }
             Self::InUse(root, None) => write!(f, "data directory {} is in use", root.display()),
+            Self::Io(path, error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                write!(f, "{} is not a directory", path.display())
+            }
             Self::Io(path, error) => write!(f, "{}: {error}", path.display()),
         }
     }

@@ -67,8 +67,13 @@ pub enum Job {
 
 /// What came of a [`Job`].
 pub enum Completion {
-    /// The batch, and all before it, is durable.
-    Durable(Batch),
+    /// The batch, and all before it, is as durable as it was asked to be: replies may tell of it.
+    Settled {
+        /// Its memory is used again.
+        batch: Batch,
+        /// All before this is on the disk.
+        synced: Lsn,
+    },
     /// The disk has room for the journal up to here.
     Room(Lsn),
     /// Password work is done.
@@ -236,9 +241,9 @@ impl Engine {
 
     fn take(&mut self, completion: Completion, host: &mut impl Host) {
         match completion {
-            Completion::Durable(batch) => {
+            Completion::Settled { batch, synced } => {
                 let number = batch.number;
-                self.service.log.settle(batch);
+                self.service.log.settle(batch, synced);
                 self.release(number, host);
             }
             Completion::Room(room) => self.service.log.set_room(room),
@@ -255,7 +260,8 @@ impl Engine {
                 mark_unflushed(connection, &mut self.unflushed);
             }
         }
-        while let Some((_, file)) = self.service.removals.pop_front_if(|(waits_for, _)| *waits_for <= batch) {
+        let synced = self.service.log.synced();
+        while let Some((_, file)) = self.service.removals.pop_front_if(|(end, _)| *end <= synced) {
             host.submit(Job::File(FileJob::Remove(file)));
         }
     }

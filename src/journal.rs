@@ -29,6 +29,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, BufReader, ErrorKind, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use rustix::fs::{FallocateFlags, fallocate};
 
@@ -45,6 +46,8 @@ const BODY_BYTES_MAX: usize = 16 * 1024 * 1024;
 
 /// Room on the disk is taken this far ahead.
 const ROOM_BYTES: u64 = 8 * 1024 * 1024;
+/// How long written batches wait for their sync with [`Sync::Interval`], and a full disk for the next try.
+const IDLE_WORK: Duration = Duration::from_secs(1);
 /// The last of the room is kept for changes that make the server smaller.
 const RESERVE_BYTES: u64 = 256 * 1024;
 
@@ -82,10 +85,23 @@ impl Batch {
 pub struct Log {
     salt: u32,
     open: Batch,
-    durable: Lsn,
-    durable_batch: u64,
+    /// Replies that tell of what stands before this may go.
+    settled: Lsn,
+    settled_batch: u64,
+    /// What stands before this is on the disk. With [`Sync::Always`] the same.
+    synced: Lsn,
     room: Lsn,
     spare: Vec<u8>,
+}
+
+/// When a reply may tell of what was written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sync {
+    /// Once it is on the disk.
+    Always,
+    /// Once the kernel has it, which writes it to the disk about once a second: a power cut may take back what was
+    /// acknowledged in the last second, a crash of the server alone may not.
+    Interval,
 }
 
 /// There is no room on the disk for a change.
@@ -97,7 +113,7 @@ impl Log {
     #[must_use]
     pub fn new(salt: u32, end: Lsn, room: Lsn) -> Self {
         let open = Batch { number: 1, start: end, bytes: Vec::new() };
-        Self { salt, open, durable: end, durable_batch: 0, room, spare: Vec::new() }
+        Self { salt, open, settled: end, settled_batch: 0, synced: end, room, spare: Vec::new() }
     }
 
     /// Appends a change to the open batch and says where it stands.
@@ -125,7 +141,7 @@ impl Log {
     fn append_within(&mut self, change: &Change<'_>, room: u64) -> Result<Lsn, DiskFull> {
         let before = self.open.bytes.len();
         if before == 0 {
-            let (at, synced) = (self.open.start, self.durable);
+            let (at, synced) = (self.open.start, self.synced);
             record(&mut self.open.bytes, self.salt, |body| {
                 body.push(KIND_MARK);
                 body.extend_from_slice(&at.0.to_le_bytes());
@@ -151,13 +167,13 @@ impl Log {
     #[must_use]
     pub fn unsettled(&self) -> Option<u64> {
         let last = if self.open.bytes.is_empty() { self.open.number - 1 } else { self.open.number };
-        (last > self.durable_batch).then_some(last)
+        (last > self.settled_batch).then_some(last)
     }
 
     /// The batch that must be durable before the change at `lsn` may be shown; none if it is.
     #[must_use]
     pub fn unsettled_at(&self, lsn: Lsn) -> Option<u64> {
-        if lsn < self.durable { None } else { self.unsettled() }
+        if lsn < self.settled { None } else { self.unsettled() }
     }
 
     /// Closes the open batch, if it holds anything, and opens the next.
@@ -170,16 +186,30 @@ impl Log {
         Some(std::mem::replace(&mut self.open, next))
     }
 
+    /// What stands before this is on the disk.
+    #[must_use]
+    pub fn synced(&self) -> Lsn {
+        self.synced
+    }
+
+    /// Where the next record will stand.
+    #[must_use]
+    pub fn end(&self) -> Lsn {
+        self.open.end()
+    }
+
     /// True when the open batch holds changes.
     #[must_use]
     pub fn has_open_changes(&self) -> bool {
         !self.open.bytes.is_empty()
     }
 
-    /// Takes the word of the journal thread that `batch`, and all before it, is durable; its memory is used again.
-    pub fn settle(&mut self, batch: Batch) {
-        self.durable = self.durable.max(batch.end());
-        self.durable_batch = self.durable_batch.max(batch.number);
+    /// Takes the word of the journal thread that `batch`, and all before it, is as durable as it was asked to be, and that
+    /// all before `synced` is on the disk. The batch's memory is used again.
+    pub fn settle(&mut self, batch: Batch, synced: Lsn) {
+        self.settled = self.settled.max(batch.end());
+        self.settled_batch = self.settled_batch.max(batch.number);
+        self.synced = self.synced.max(synced);
         if batch.bytes.capacity() > self.spare.capacity() {
             self.spare = batch.bytes;
             self.spare.clear();
@@ -244,6 +274,9 @@ pub struct Journal {
     path: PathBuf,
     salt: u32,
     end: Lsn,
+    synced: Lsn,
+    /// When the oldest batch was written that is not synced.
+    unsynced_since: Option<Instant>,
     room: Lsn,
 }
 
@@ -278,7 +311,10 @@ impl Journal {
             let salt = getrandom::u32().map_err(|error| failed(io::Error::other(error)))?;
             let end = Lsn(HEADER_BYTES as u64);
             begin(&mut file, salt, directory).map_err(failed)?;
-            return Ok((Self { file, path, salt, end, room: end }, Recovered::default()));
+            return Ok((
+                Self { file, path, salt, end, synced: end, unsynced_since: None, room: end },
+                Recovered::default(),
+            ));
         }
         let (salt, end, changes) = scan(&mut file, &path, length, replay)?;
         let torn_bytes = length - end.0;
@@ -286,7 +322,10 @@ impl Journal {
             file.set_len(end.0).and_then(|()| file.sync_all()).map_err(failed)?;
         }
         file.seek(SeekFrom::Start(end.0)).map_err(failed)?;
-        Ok((Self { file, path, salt, end, room: end }, Recovered { changes, torn_bytes }))
+        Ok((
+            Self { file, path, salt, end, synced: end, unsynced_since: None, room: end },
+            Recovered { changes, torn_bytes },
+        ))
     }
 
     /// The loop's side of it.
@@ -295,7 +334,7 @@ impl Journal {
         Log::new(self.salt, self.end, self.room)
     }
 
-    /// Writes batches, in order, and syncs them.
+    /// Writes batches, in order.
     ///
     /// # Errors
     /// What the disk said. What it holds then is not known: nothing of these batches may be told to anybody, and the
@@ -306,7 +345,33 @@ impl Journal {
             self.file.write_all(&batch.bytes)?;
             self.end = batch.end();
         }
-        self.file.sync_data()
+        self.unsynced_since.get_or_insert_with(Instant::now);
+        Ok(())
+    }
+
+    /// Makes what was written durable.
+    ///
+    /// # Errors
+    /// As for [`Self::write`]; a sync that failed is never tried again.
+    pub fn sync(&mut self) -> io::Result<()> {
+        if self.synced < self.end {
+            self.file.sync_data()?;
+            self.synced = self.end;
+        }
+        self.unsynced_since = None;
+        Ok(())
+    }
+
+    /// Some batch has waited for its sync as long as [`Sync::Interval`] lets it.
+    #[must_use]
+    pub fn is_sync_due(&self) -> bool {
+        self.unsynced_since.is_some_and(|since| since.elapsed() >= IDLE_WORK)
+    }
+
+    /// What stands before this is on the disk.
+    #[must_use]
+    pub fn synced(&self) -> Lsn {
+        self.synced
     }
 
     /// Takes room on the disk ahead of the end, if little is left, and says how far it goes.
@@ -335,10 +400,12 @@ impl Journal {
         Ok(self.room)
     }
 
-    /// True when the next [`Self::make_room`] may find more room than there is.
+    /// When, at the latest, it should be synced and make room though nothing new is to be written; never, if all is
+    /// synced and there is room enough.
     #[must_use]
-    pub fn is_short_of_room(&self) -> bool {
-        self.room.0 < self.end.0 + ROOM_BYTES / 2
+    pub fn idle_work(&self) -> Option<Duration> {
+        let is_short_of_room = self.room.0 < self.end.0 + ROOM_BYTES / 2;
+        (is_short_of_room || self.unsynced_since.is_some()).then_some(IDLE_WORK)
     }
 
     /// Where it stands on the disk.
@@ -488,7 +555,8 @@ mod tests {
             let batch = log.take_batch().unwrap();
             starts.push(batch.start);
             journal.write(std::slice::from_ref(&batch)).unwrap();
-            log.settle(batch);
+            journal.sync().unwrap();
+            log.settle(batch, journal.synced());
         }
         starts
     }
@@ -541,6 +609,29 @@ mod tests {
     }
 
     #[test]
+    fn a_bad_record_that_was_never_synced_is_a_torn_end_though_good_ones_follow() {
+        let directory = tempfile::tempdir().unwrap();
+        let (mut journal, _) = Journal::open(directory.path(), |_, _| {}).unwrap();
+        let mut log = journal.log();
+        log.set_room(journal.make_room().unwrap());
+        let synced = journal.synced();
+        for number in 0..3 {
+            log.append(&change(number)).unwrap();
+            let batch = log.take_batch().unwrap();
+            journal.write(std::slice::from_ref(&batch)).unwrap();
+            log.settle(batch, synced);
+        }
+        assert!(journal.idle_work().is_some());
+        let path = directory.path().join("0000000001.log");
+        let mut bytes = fs::read(&path).unwrap();
+        bytes[HEADER_BYTES + RECORD_HEADER_BYTES + 3] ^= 1;
+        fs::write(&path, &bytes).unwrap();
+        let (found, recovered) = numbers(directory.path()).unwrap();
+        assert_eq!(found, [0u32; 0]);
+        assert_eq!(recovered.torn_bytes, (bytes.len() - HEADER_BYTES) as u64);
+    }
+
+    #[test]
     fn a_file_of_another_kind_is_left_alone() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("0000000001.log");
@@ -568,7 +659,8 @@ mod tests {
         let batch = log.take_batch().unwrap();
         assert_eq!(log.unsettled(), Some(1));
         assert_eq!(log.open_batch(), 2);
-        log.settle(batch);
+        let end = batch.end();
+        log.settle(batch, end);
         assert_eq!(log.unsettled_at(lsn), None);
         assert_eq!(log.unsettled(), None);
     }

@@ -8,7 +8,7 @@ use std::fs;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -23,9 +23,10 @@ use crate::admin::{self, AdminError};
 use crate::connection::{ConnectionId, Peer};
 use crate::data;
 use crate::engine::{Engine, Host, Job, Registration};
+use crate::journal::Sync;
 use crate::limits::Limits;
 use crate::password::{HashError, Hasher};
-use crate::store::{Store, StoreError, WorkError};
+use crate::store::{Store, StoreError, StoreWorkers, WorkError};
 use crate::threads::Threads;
 
 const WAKER: Token = Token(usize::MAX);
@@ -55,6 +56,8 @@ pub struct ServerOptions {
     pub limits: Limits,
     /// It has the demonstration accounts.
     pub is_demo: bool,
+    /// When it says OK.
+    pub sync: Sync,
 }
 
 /// Why a server did not start, or stopped.
@@ -70,6 +73,7 @@ pub enum ServerError {
     Setup(&'static str, io::Error),
     /// While it ran.
     Poll(io::Error),
+    StoppedAtOnce,
     Work(WorkError),
 }
 
@@ -77,7 +81,7 @@ impl ServerError {
     /// The server never took a connection: something about its arguments or its surroundings is wrong.
     #[must_use]
     pub fn is_before_start(&self) -> bool {
-        !matches!(self, Self::Poll(_) | Self::Work(_))
+        !matches!(self, Self::Poll(_) | Self::StoppedAtOnce | Self::Work(_))
     }
 }
 
@@ -94,6 +98,7 @@ impl fmt::Display for ServerError {
             Self::Hash(error) => error.fmt(f),
             Self::Setup(what, error) => write!(f, "cannot {what}: {error}"),
             Self::Poll(error) => write!(f, "waiting for events failed: {error}"),
+            Self::StoppedAtOnce => f.write_str("stopped at once by a second signal"),
             Self::Work(error) => error.fmt(f),
         }
     }
@@ -143,14 +148,18 @@ impl Server {
     /// # Errors
     /// [`ServerError`], before anything was promised to anybody.
     pub fn start(options: ServerOptions) -> Result<Self, ServerError> {
-        let ServerOptions { listen, data, registration, mut limits, is_demo } = options;
+        let ServerOptions { listen, data, registration, mut limits, is_demo, sync } = options;
         limits.connections_max = limits.connections_max.min(connections_possible()?);
+        // A taken port leaves no data directory behind.
+        let sockets = bind(&listen)?;
         let mut store = Store::open(&data).map_err(ServerError::Store)?;
         if is_demo {
             store = admin::make_demo(store).map_err(ServerError::Demo)?;
         }
         let poll = Poll::new().map_err(|error| ServerError::Setup("poll", error))?;
-        let listeners = bind(&listen, &store.directory.admin_socket(), poll.registry())?;
+        let admin_socket = store.directory.admin_socket();
+        let sockets = sockets.into_iter().chain([bind_admin(&admin_socket)?]);
+        let listeners = watch(sockets, poll.registry())?;
 
         let setup = |error| ServerError::Setup("watch for events", error);
         let waker = Arc::new(Waker::new(poll.registry(), WAKER).map_err(setup)?);
@@ -161,9 +170,10 @@ impl Server {
         let Store { directory, state, journal, files } = store;
         let engine = Engine::new(limits, registration, state, journal.log());
         let hasher = Hasher::new().map_err(ServerError::Hash)?;
-        let threads = Threads::start(journal, files, hasher, waker)
+        let threads = Threads::start(StoreWorkers { journal, files, hasher }, sync, waker)
             .map_err(|error| ServerError::Setup("start a thread", error))?;
-        let admin_socket = directory.admin_socket();
+        let connections_max = engine.limits().connections_max;
+        info!(?sync, connections_max, registration_open = registration.is_open, "serving");
         let net = Net { registry, sockets: Vec::new(), threads };
         Ok(Self { poll, signals, engine, listeners, net, admin_socket, _directory: directory })
     }
@@ -199,8 +209,7 @@ impl Server {
                     WAKER => {}
                     SIGNALS => {
                         if self.is_told_to_stop(&mut stop_by) {
-                            warn!("stopped at once by a second signal");
-                            return Ok(());
+                            return Err(ServerError::StoppedAtOnce);
                         }
                     }
                     Token(token) => match self.listeners.get_mut(LISTENER_LAST - token) {
@@ -379,26 +388,28 @@ fn is_writable(event: &mio::event::Event) -> bool {
     event.is_writable() || event.is_write_closed() || event.is_error()
 }
 
-/// Listens on every address and on the admin socket. The data directory is locked, so an admin socket that is there is
-/// left over.
-fn bind(listen: &[SocketAddr], admin_socket: &PathBuf, registry: &Registry) -> Result<Vec<Listener>, ServerError> {
-    let mut sockets = Vec::new();
-    for address in listen {
-        let socket = TcpListener::bind(*address).map_err(|error| ServerError::Listen(*address, error))?;
-        sockets.push(ListenerSocket::Tcp(socket));
-    }
-    let failed = |error| ServerError::AdminSocket(admin_socket.clone(), error);
-    match fs::remove_file(admin_socket) {
+fn bind(listen: &[SocketAddr]) -> Result<Vec<ListenerSocket>, ServerError> {
+    let bind = |address: &SocketAddr| {
+        TcpListener::bind(*address).map(ListenerSocket::Tcp).map_err(|error| ServerError::Listen(*address, error))
+    };
+    listen.iter().map(bind).collect()
+}
+
+/// The data directory is locked, so an admin socket that is there is left over.
+fn bind_admin(path: &Path) -> Result<ListenerSocket, ServerError> {
+    let failed = |error| ServerError::AdminSocket(path.to_owned(), error);
+    match fs::remove_file(path) {
         Err(error) if error.kind() != ErrorKind::NotFound => return Err(failed(error)),
         _ => {}
     }
-    // Nobody else can reach it in between: the data directory is the owner's alone.
-    let socket = UnixListener::bind(admin_socket).map_err(failed)?;
-    fs::set_permissions(admin_socket, fs::Permissions::from_mode(0o600)).map_err(failed)?;
-    sockets.push(ListenerSocket::Admin(socket));
+    let socket = UnixListener::bind(path).map_err(failed)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600)).map_err(failed)?;
+    Ok(ListenerSocket::Admin(socket))
+}
 
+fn watch(sockets: impl Iterator<Item = ListenerSocket>, registry: &Registry) -> Result<Vec<Listener>, ServerError> {
     let mut listeners = Vec::new();
-    for (index, mut socket) in sockets.into_iter().enumerate() {
+    for (index, mut socket) in sockets.enumerate() {
         let token = Token(LISTENER_LAST - index);
         let registered = match &mut socket {
             ListenerSocket::Tcp(socket) => registry.register(socket, token, Interest::READABLE),

@@ -218,16 +218,20 @@ fn discard_step(connection: &mut Connection, left: u64) -> Result<Step, CloseRea
     if pending.is_empty() {
         return Ok(Step::Starved);
     }
-    if let Some(end) = memchr::memchr(b'\n', pending) {
-        connection.read.consume(end + 1);
-        connection.phase = Phase::Requests;
-        return Ok(Step::Done);
-    }
-    let count = pending.len();
-    connection.read.consume(count);
+    let end = memchr::memchr(b'\n', pending);
+    let count = end.unwrap_or(pending.len());
     let left = left.checked_sub(count as u64).ok_or(CloseReason::LineWithoutEnd)?;
-    connection.phase = Phase::Discard(left);
-    Ok(Step::Starved)
+    connection.read.consume(count + usize::from(end.is_some()));
+    match end {
+        Some(_) => {
+            connection.phase = Phase::Requests;
+            Ok(Step::Done)
+        }
+        None => {
+            connection.phase = Phase::Discard(left);
+            Ok(Step::Starved)
+        }
+    }
 }
 
 /// Takes more of a file's content, and sends on what is a block.

@@ -9,7 +9,7 @@ use crate::command::{Context, Outcome, PasswordWork, Task};
 use crate::connection::{Connection, ConnectionId, Delivery, Peer, Phase};
 use crate::engine::{Host, Job, Registration};
 use crate::files::{FileJob, TransferId};
-use crate::journal::Log;
+use crate::journal::{Log, Lsn};
 use crate::limits::Limits;
 use crate::password::PasswordJob;
 use crate::refusal::Refusal;
@@ -42,8 +42,8 @@ pub(crate) struct Service {
     pub(crate) storing: HashMap<TransferId, Storing>,
     /// INBOX replies that got out, until that is written down.
     pub(crate) delivered: VecDeque<Delivery>,
-    /// Files that go once the batch is durable in which their last listing ended.
-    pub(crate) removals: VecDeque<(u64, FileId)>,
+    /// Files that go once the change is on the disk that ended their last listing.
+    pub(crate) removals: VecDeque<(Lsn, FileId)>,
 }
 
 /// An upload whose bytes are on their way to their place.
@@ -247,8 +247,8 @@ impl Service {
 
     /// The bytes of a file that nobody lists any more go once that is durable.
     pub(crate) fn collect_removals(&mut self) {
-        let batch = self.log.open_batch();
-        self.removals.extend(self.state.take_freed_files().into_iter().map(|file| (batch, file)));
+        let end = self.log.end();
+        self.removals.extend(self.state.take_freed_files().into_iter().map(|file| (end, file)));
     }
 }
 

@@ -10,7 +10,7 @@ use tracing::{info, warn};
 use crate::data::{DataDirectory, DataError};
 use crate::engine::{Completion, Job};
 use crate::files::{FileError, FileStore};
-use crate::journal::{Journal, OpenError};
+use crate::journal::{Batch, Journal, OpenError, Sync};
 use crate::local::Workers;
 use crate::password::{HashError, Hasher};
 use crate::state::State;
@@ -97,6 +97,14 @@ pub enum WorkError {
     Password(HashError),
 }
 
+impl WorkError {
+    /// What the disk said of the journal.
+    #[must_use]
+    pub fn journal(journal: &Journal, error: io::Error) -> Self {
+        Self::Journal(journal.path().display().to_string(), error)
+    }
+}
+
 impl fmt::Display for WorkError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -115,7 +123,7 @@ impl Workers for StoreWorkers {
     fn run(&mut self, job: Job, mut report: impl FnMut(Completion)) -> Result<(), WorkError> {
         match job {
             Job::Journal(batch) => {
-                for completion in write(&mut self.journal, vec![batch])? {
+                for completion in write(&mut self.journal, vec![batch], Sync::Always)? {
                     report(completion);
                 }
             }
@@ -130,14 +138,18 @@ impl Workers for StoreWorkers {
     }
 }
 
-/// Makes batches durable together, and room for the next.
+/// Writes batches together, makes them as durable as `sync` asks, and makes room for the next.
 ///
 /// # Errors
 /// [`WorkError::Journal`]
-pub fn write(journal: &mut Journal, mut batches: Vec<crate::journal::Batch>) -> Result<[Completion; 2], WorkError> {
-    let failed = |journal: &Journal, error| WorkError::Journal(journal.path().display().to_string(), error);
-    journal.write(&batches).map_err(|error| failed(journal, error))?;
-    let room = journal.make_room().map_err(|error| failed(journal, error))?;
+pub fn write(journal: &mut Journal, mut batches: Vec<Batch>, sync: Sync) -> Result<[Completion; 2], WorkError> {
+    let written = journal.write(&batches).and_then(|()| match sync {
+        Sync::Always => journal.sync(),
+        Sync::Interval if journal.is_sync_due() => journal.sync(),
+        Sync::Interval => Ok(()),
+    });
+    let room = written.and_then(|()| journal.make_room());
+    let room = room.map_err(|error| WorkError::journal(journal, error))?;
     let last = batches.pop().unwrap_or_default();
-    Ok([Completion::Durable(last), Completion::Room(room)])
+    Ok([Completion::Settled { batch: last, synced: journal.synced() }, Completion::Room(room)])
 }

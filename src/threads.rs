@@ -4,18 +4,15 @@
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
 
 use mio::Waker;
 
 use crate::engine::{Completion, Job};
 use crate::files::{FileJob, FileStore};
-use crate::journal::{Batch, Journal};
+use crate::journal::{Batch, Journal, Sync};
 use crate::password::{Hasher, PasswordJob};
-use crate::store::{self, WorkError};
+use crate::store::{self, StoreWorkers, WorkError};
 
-/// While the disk is too full to make room ahead, it is tried again this often.
-const ROOM_RETRY: Duration = Duration::from_secs(1);
 /// Batches written together at most.
 const BATCHES_MAX: usize = 64;
 
@@ -51,7 +48,8 @@ impl Threads {
     ///
     /// # Errors
     /// The system has no room for a thread.
-    pub fn start(journal: Journal, files: FileStore, hasher: Hasher, waker: Arc<Waker>) -> std::io::Result<Self> {
+    pub fn start(store: StoreWorkers, sync: Sync, waker: Arc<Waker>) -> std::io::Result<Self> {
+        let StoreWorkers { journal, files, hasher } = store;
         let (reports_in, reports) = mpsc::channel();
         let reporter = Reporter { reports: reports_in, waker };
         let (journal_jobs, batches) = mpsc::channel();
@@ -61,7 +59,7 @@ impl Threads {
             |name: &str, work: Box<dyn FnOnce() + Send>| thread::Builder::new().name(name.to_owned()).spawn(work);
         let (for_journal, for_files, for_passwords) = (reporter.clone(), reporter.clone(), reporter);
         let handles = vec![
-            spawn("journal", Box::new(move || run_journal(journal, &batches, &for_journal)))?,
+            spawn("journal", Box::new(move || run_journal(journal, sync, &batches, &for_journal)))?,
             spawn("files", Box::new(move || run_files(files, &files_to_do, &for_files)))?,
             spawn("password", Box::new(move || run_passwords(hasher, &passwords_to_do, &for_passwords)))?,
         ];
@@ -102,35 +100,41 @@ impl Threads {
 }
 
 /// Writes what has come since the last sync, all at once.
-fn run_journal(mut journal: Journal, batches: &Receiver<Batch>, reporter: &Reporter) {
+fn run_journal(mut journal: Journal, sync: Sync, batches: &Receiver<Batch>, reporter: &Reporter) {
     loop {
-        let first = if journal.is_short_of_room() {
-            match batches.recv_timeout(ROOM_RETRY) {
-                Err(RecvTimeoutError::Timeout) => None,
-                Err(RecvTimeoutError::Disconnected) => return,
-                Ok(batch) => Some(batch),
+        let report = match next_batch(&journal, batches) {
+            Ok(first) => {
+                let mut together = vec![first];
+                together.extend(batches.try_iter().take(BATCHES_MAX - 1));
+                store::write(&mut journal, together, sync).map(Vec::from)
             }
-        } else {
-            let Ok(batch) = batches.recv() else { return };
-            Some(batch)
-        };
-        let Some(first) = first else {
-            let path = journal.path().display().to_string();
-            let room = journal.make_room().map(Completion::Room).map_err(|error| WorkError::Journal(path, error));
-            if !reporter.say(room) {
+            Err(RecvTimeoutError::Timeout) => {
+                let room = journal.sync().and_then(|()| journal.make_room());
+                room.map(|room| vec![Completion::Room(room)]).map_err(|error| WorkError::journal(&journal, error))
+            }
+            Err(RecvTimeoutError::Disconnected) => {
+                // Nobody is left to hear how it went, but for the one who waits for this thread to end.
+                if let Err(error) = journal.sync() {
+                    reporter.say(Err(WorkError::journal(&journal, error)));
+                }
                 return;
             }
-            continue;
         };
-        let mut together = vec![first];
-        together.extend(batches.try_iter().take(BATCHES_MAX - 1));
-        let is_heard = match store::write(&mut journal, together) {
+        let is_heard = match report {
             Ok(completions) => completions.into_iter().all(|completion| reporter.say(Ok(completion))),
             Err(error) => reporter.say(Err(error)),
         };
         if !is_heard {
             return;
         }
+    }
+}
+
+/// Waits for a batch, for ever if nothing else is to be done before long.
+fn next_batch(journal: &Journal, batches: &Receiver<Batch>) -> Result<Batch, RecvTimeoutError> {
+    match journal.idle_work() {
+        None => batches.recv().map_err(|_| RecvTimeoutError::Disconnected),
+        Some(within) => batches.recv_timeout(within),
     }
 }
 

@@ -6,7 +6,7 @@ mod common;
 
 use std::fs;
 use std::io::{ErrorKind, Read, Write};
-use std::net::TcpListener;
+use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
@@ -79,6 +79,9 @@ fn what_is_wrong_at_the_start_is_said_in_one_line() {
     assert_refused(&["serve", "--data", other, "--listen", &taken], "the port is taken");
     assert_refused(&["serve", "--demo", "--data", other, "--listen", "0.0.0.0:0"], "--demo");
     assert_refused(&["serve", "--data", "/proc/nowhere", "--listen", "127.0.0.1:0"], "/proc/nowhere");
+    let file = data.path().join("file");
+    fs::write(&file, "").unwrap();
+    assert_refused(&["serve", "--data", file.to_str().unwrap(), "--listen", "127.0.0.1:0"], "is not a directory");
     for wrong in [&["serve", "--nonsense"][..], &["serve", "--listen", "here"], &["serve", "--line-bytes-max", "1kb"]] {
         assert_eq!(output(wrong).status.code(), Some(2), "{wrong:?}");
     }
@@ -170,9 +173,9 @@ fn a_login_does_not_hold_up_the_others_and_is_answered_in_order() {
 #[test]
 fn everything_is_kept_across_a_stop_and_a_power_cut() {
     let data = tempfile::tempdir().unwrap();
-    for is_power_cut in [false, true] {
-        let root = data.path().join(is_power_cut.to_string());
-        let server = Server::demo(&root, &[]);
+    for (is_power_cut, sync) in [(false, "always"), (true, "always"), (false, "interval")] {
+        let root = data.path().join(format!("{is_power_cut} {sync}"));
+        let server = Server::demo(&root, &["--sync", sync]);
         let (mut messi, token) = server.login("messi");
         let (mut henderson, reader) = server.login("henderson");
         messi.request(&format!("SEND MESSAGE {token} henderson satu")).unwrap();
@@ -309,7 +312,7 @@ fn journal_bytes(data: &Path) -> u64 {
 
 /// Sends in small pipelines until the server is gone. Returns what was acknowledged, and how much was sent.
 fn write_until_cut(
-    mut client: Client<std::net::TcpStream>,
+    mut client: Client<TcpStream>,
     writer: usize,
     round: u64,
     token: &str,
@@ -453,9 +456,39 @@ fn a_server_that_is_full_says_so_and_takes_the_next_when_there_is_room() {
 }
 
 #[test]
-fn a_port_of_another_program_is_left_alone() {
+fn a_taken_port_leaves_no_data_directory_behind() {
     let data = tempfile::tempdir().unwrap();
+    let root = data.path().join("data");
     let other = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = other.local_addr().unwrap().to_string();
-    assert_refused(&["serve", "--data", data.path().to_str().unwrap(), "--listen", &address], "the port is taken");
+    assert_refused(&["serve", "--data", root.to_str().unwrap(), "--listen", &address], "the port is taken");
+    assert!(!root.exists());
+}
+
+#[test]
+fn a_second_signal_stops_it_at_once() {
+    let data = tempfile::tempdir().unwrap();
+    let mut server = Server::demo(data.path(), &["--stop-ms-max", "60000"]);
+    let (mut messi, token) = server.login("messi");
+    let content = STANDARD.encode(vec![7; 16 * 1024 * 1024]);
+    messi.request(&format!("SEND FILE {token} messi besar.bin {content}")).unwrap();
+    messi.send(format!("DOWNLOAD FILE {token} messi besar.bin").as_bytes()).unwrap();
+    let mut start = [0; 100];
+    messi.stream().read_exact(&mut start).unwrap();
+    server.signal(Signal::TERM);
+    // The first is taken when nobody can connect any more.
+    while TcpStream::connect(server.addresses[0]).is_ok() {}
+    server.signal(Signal::INT);
+    assert_eq!(server.wait().code(), Some(1));
+}
+
+#[test]
+fn a_demonstration_does_not_add_its_accounts_to_those_of_others() {
+    let data = tempfile::tempdir().unwrap();
+    let path = data.path().to_str().unwrap();
+    let server =
+        Server::start(kurir(&["serve", "--registration", "open", "--listen", "127.0.0.1:0", "--data", path]), 1);
+    server.client().request("REGISTER pele santos12").unwrap();
+    server.stop();
+    assert_refused(&["serve", "--demo", "--listen", "127.0.0.1:0", "--data", path], "has accounts of its own");
 }

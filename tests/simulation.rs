@@ -259,7 +259,8 @@ impl World {
         }
         let batch = log.take_batch().unwrap();
         workers.durable.extend_from_slice(&batch.bytes);
-        log.settle(batch);
+        let end = batch.end();
+        log.settle(batch, end);
         let engine = start(limits(&mut random), state, log);
         Self {
             random,

@@ -34,7 +34,10 @@ impl Workers for Memory {
 
     fn run(&mut self, job: Job, mut report: impl FnMut(Completion)) -> Result<(), Infallible> {
         match job {
-            Job::Journal(batch) => report(Completion::Durable(batch)),
+            Job::Journal(batch) => {
+                let synced = batch.end();
+                report(Completion::Settled { batch, synced });
+            }
             Job::Password(job) => {
                 let passed = job.check.is_none_or(|(password, hash)| hash == Some(password));
                 report(Completion::Password(PasswordDone { connection: job.connection, passed, hash: job.hash }));

@@ -64,7 +64,8 @@ impl MemoryWorkers {
 
     fn write(&mut self, batch: Batch) -> Completion {
         self.durable.extend_from_slice(&batch.bytes);
-        Completion::Durable(batch)
+        let synced = batch.end();
+        Completion::Settled { batch, synced }
     }
 
     pub(crate) fn file(&mut self, job: FileJob) -> Option<FileDone> {
