@@ -311,12 +311,7 @@ fn journal_bytes(data: &Path) -> u64 {
 }
 
 /// Sends in small pipelines until the server is gone. Returns what was acknowledged, and how much was sent.
-fn write_until_cut(
-    mut client: Client<TcpStream>,
-    writer: usize,
-    round: u64,
-    token: &str,
-) -> (Vec<String>, usize) {
+fn write_until_cut(mut client: Client<TcpStream>, writer: usize, round: u64, token: &str) -> (Vec<String>, usize) {
     let mut acknowledged = Vec::new();
     for number in (0..).step_by(8) {
         let texts: Vec<String> = (number..number + 8).map(|number| format!("{writer} {round} {number}")).collect();
