@@ -55,7 +55,7 @@ fn users() -> Bench {
     state.apply(&Change::SessionOpened { session: SessionId([0; 16]), user: UserId(0), at: NOW }, Lsn(0));
     let limits = Limits { mailbox_messages_max: usize::MAX, mailbox_bytes_max: u64::MAX, ..Limits::default() };
     let registration = Registration { is_open: false, per_minute_max: 0 };
-    let engine = Engine::new(limits, registration, state, Log::new(0, Lsn(20), Lsn(u64::MAX)));
+    let engine = Engine::new(limits, registration, state, Log::new(0, Lsn(20)));
     let mut local = Local::new(engine, AtOnce, NOW);
     let connections = (0..USERS).map(|number| {
         let id = local.open(Peer::Address(IpAddr::V4(Ipv4Addr::LOCALHOST)));

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use kurir::change::{Change, Target, UserId};
-use kurir::journal::Journal;
+use kurir::journal::{Journal, Need};
 use kurir::state::State;
 
 const MESSAGES: u32 = 1_000_000;
@@ -15,22 +15,23 @@ const BATCH: u32 = 1_000;
 
 fn write_journal(directory: &Path) {
     let (mut journal, _) = Journal::open(directory, |_, _| {}).unwrap();
+    journal.make_room().unwrap();
     let mut log = journal.log();
     for number in 0..USERS {
-        log.set_room(journal.make_room().unwrap());
         let name = format!("user{number}");
-        log.append(&Change::UserAdded { user: UserId(number), name: &name, password_hash: "" }).unwrap();
+        log.append(&Change::UserAdded { user: UserId(number), name: &name, password_hash: "" }, Need::More).unwrap();
     }
     let text = "x".repeat(100);
     for number in 0..MESSAGES {
         let (from, to) = (UserId(number % USERS), Target::User(UserId(number * 7 % USERS)));
-        log.append(&Change::MessageSent { from, to, at: u64::from(number), text: &text }).unwrap();
+        log.append(&Change::MessageSent { from, to, at: u64::from(number), text: &text }, Need::More).unwrap();
         if number % BATCH == BATCH - 1 {
             let batch = log.take_batch().unwrap();
             journal.write(std::slice::from_ref(&batch)).unwrap();
             let end = batch.end();
             log.settle(batch, end);
-            log.set_room(journal.make_room().unwrap());
+            journal.make_room().unwrap();
+            log.set_room(journal.room(), journal.is_full());
         }
     }
     journal.sync().unwrap();

@@ -12,8 +12,8 @@ use memchr::memchr;
 const READ_BYTES_START: usize = 16 * 1024;
 /// Room below which a read buffer makes more before it is filled.
 const READ_ROOM_MIN: usize = 4 * 1024;
-/// An emptied write buffer keeps its memory up to this size.
-const WRITE_BYTES_KEPT: usize = 16 * 1024;
+/// What is written is cut off a write buffer in pieces of at least this size, so that little is moved often.
+const WRITE_BYTES_MOVED: usize = 16 * 1024;
 
 /// Bytes as they came from the peer.
 ///
@@ -100,7 +100,7 @@ impl ReadBuffer {
         Line::Whole { content, length: self.filled - self.consumed }
     }
 
-    /// Counts `count` bytes as handled; an emptied buffer gives its memory to `spare`.
+    /// Counts `count` bytes as handled.
     pub fn consume(&mut self, count: usize) {
         self.consumed = (self.consumed + count).min(self.filled);
         self.scanned = self.scanned.max(self.consumed);
@@ -210,6 +210,12 @@ impl WriteBuffer {
         self.invariants();
     }
 
+    /// The batch that the next bytes wait for, if they wait.
+    #[must_use]
+    pub fn waits_for(&self) -> Option<u64> {
+        self.gates.front().map(|gate| gate.batch)
+    }
+
     /// What may be written now.
     #[must_use]
     pub fn ready(&self) -> &[u8] {
@@ -224,11 +230,8 @@ impl WriteBuffer {
             self.written = 0;
             self.released = 0;
             self.sealed = 0;
-            self.bytes.clear();
-            if self.bytes.capacity() > WRITE_BYTES_KEPT {
-                self.bytes = Vec::new();
-            }
-        } else if self.written > self.bytes.len() / 2 && self.written > WRITE_BYTES_KEPT {
+            self.bytes = Vec::new();
+        } else if self.written > self.bytes.len() / 2 && self.written > WRITE_BYTES_MOVED {
             self.bytes.drain(..self.written);
             self.start += self.written as u64;
             self.released -= self.written;
@@ -236,13 +239,6 @@ impl WriteBuffer {
             self.written = 0;
         }
         self.invariants();
-    }
-
-    /// Gives back the memory of an empty buffer.
-    pub fn shrink(&mut self) {
-        if self.bytes.is_empty() {
-            self.bytes = Vec::new();
-        }
     }
 
     /// Bytes that are not written yet, whether they may be or not.

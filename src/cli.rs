@@ -223,6 +223,7 @@ fn address(text: &str) -> Result<SocketAddr, String> {
 /// What the arguments mean together.
 fn server_options(arguments: Serve) -> Result<ServerOptions, String> {
     let Serve { mut listen, data, demo, registration, registrations_per_minute, limits, sync, .. } = arguments;
+    limits.check()?;
     if listen.is_empty() {
         listen.push(LISTEN_DEFAULT);
     }

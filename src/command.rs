@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 use crate::change::{Change, FileId, GroupId, SessionId, Target, UserId};
 use crate::claims::Claims;
 use crate::connection::Peer;
-use crate::journal::{DiskFull, Log, Lsn};
+use crate::journal::{DiskFull, Log, Need};
 use crate::limits::Limits;
 use crate::password::PasswordDone;
 use crate::refusal::Refusal;
@@ -90,11 +90,31 @@ pub struct Pending {
 /// What is left to do once the password work is done.
 #[derive(Debug)]
 enum Step {
-    Login { user: Option<UserId>, checked: String },
-    AddUser { name: Box<str> },
-    ReplacePassword { user: UserId, keep: Option<SessionId> },
-    CreateGroup { user: UserId, name: Box<str> },
-    JoinGroup { user: UserId, group: GroupId },
+    Login {
+        user: Option<UserId>,
+        checked: String,
+    },
+    AddUser {
+        name: Box<str>,
+    },
+    /// The administrator sets it.
+    SetPassword {
+        user: UserId,
+    },
+    /// Its owner changes it, in this login, from the one with this hash.
+    ChangePassword {
+        user: UserId,
+        session: SessionId,
+        checked: String,
+    },
+    CreateGroup {
+        user: UserId,
+        name: Box<str>,
+    },
+    JoinGroup {
+        user: UserId,
+        group: GroupId,
+    },
 }
 
 type Handled<'s> = Result<Outcome<'s>, Refusal>;
@@ -148,7 +168,7 @@ fn handle_as<'e>(context: &'e mut Context<'_>, request: &Request<'_>, session: S
             let to = Target::Group(group_of(context, user, parameter(1))?);
             envelope(context, user, to, parameter(2)).map(|envelope| Outcome::Begin(Task::Upload(envelope)))
         }
-        Verb::Inbox if context.log.has_reserve() => Ok(Outcome::Begin(Task::Inbox(user))),
+        Verb::Inbox if context.log.can_deliver() => Ok(Outcome::Begin(Task::Inbox(user))),
         Verb::Inbox => Err(Refusal::StorageFull),
         Verb::MyFile => Ok(Outcome::Reply(Reply::Files(&known(context.state, user)?.files))),
         Verb::DownloadFile => {
@@ -199,9 +219,19 @@ pub fn resume<'e>(context: &'e mut Context<'_>, pending: Pending, done: &Passwor
             let user = context.state.next_user();
             context.grow(&Change::UserAdded { user, name: &name, password_hash: hash.unwrap_or_default() })
         }
-        Step::ReplacePassword { user, keep } => {
-            let password_hash = hash.ok_or(Refusal::WrongPassword)?;
-            context.grow(&Change::PasswordChanged { user, password_hash, keep })
+        Step::SetPassword { user } => {
+            context.state.user(user).ok_or(Refusal::NoSuchUser)?;
+            let password_hash = hash.unwrap_or_default();
+            context.grow(&Change::PasswordChanged { user, password_hash, keep: None })
+        }
+        Step::ChangePassword { user, session, checked } => {
+            let account = known(context.state, user)?;
+            if !account.sessions.contains(&session) {
+                return Err(Refusal::InvalidToken);
+            }
+            let is_still_it = *account.password_hash == *checked;
+            let password_hash = hash.filter(|_| is_still_it).ok_or(Refusal::WrongPassword)?;
+            context.grow(&Change::PasswordChanged { user, password_hash, keep: Some(session) })
         }
         Step::CreateGroup { user, name } => {
             known(context.state, user)?;
@@ -242,19 +272,20 @@ pub fn store<'e>(context: &'e mut Context<'_>, file: FileId, bytes: u64, sent: &
 impl Context<'_> {
     /// Makes a change and answers that it is done.
     fn grow(&mut self, change: &Change<'_>) -> Handled<'static> {
-        let lsn = self.log.append(change)?;
-        Ok(self.apply(change, lsn))
+        self.make(change, Need::More)?;
+        Ok(Outcome::Reply(Reply::Done))
     }
 
     /// The same for a change that makes the server smaller, which is possible on a full disk.
     fn shrink(&mut self, change: &Change<'_>) -> Handled<'static> {
-        let lsn = self.log.append_reserved(change)?;
-        Ok(self.apply(change, lsn))
+        self.make(change, Need::Less)?;
+        Ok(Outcome::Reply(Reply::Done))
     }
 
-    fn apply(&mut self, change: &Change<'_>, lsn: Lsn) -> Outcome<'static> {
+    fn make(&mut self, change: &Change<'_>, need: Need) -> Result<(), DiskFull> {
+        let lsn = self.log.append(change, need)?;
         self.state.apply(change, lsn);
-        Outcome::Reply(Reply::Done)
+        Ok(())
     }
 }
 
@@ -265,8 +296,8 @@ fn authorise(context: &mut Context<'_>, token: &str) -> Result<(SessionId, UserI
     if context.now > session.used.saturating_add(SESSION_TOUCH_MS) {
         let used = Change::SessionUsed { session: id, at: context.now };
         // On a full disk the token works all the same, until the last use that was written down is too long ago.
-        if let Ok(lsn) = context.log.append(&used) {
-            context.state.apply(&used, lsn);
+        if context.make(&used, Need::Login) == Err(DiskFull) {
+            tracing::debug!("the use of a token could not be written down");
         }
     }
     Ok((id, session.user))
@@ -305,10 +336,10 @@ fn open_session<'e>(context: &mut Context<'_>, user: UserId) -> Handled<'e> {
     let bits = u128::from_be_bytes((context.random)());
     let token = format!("{bits:032x}");
     let session = session_id(&token).ok_or(Refusal::InvalidToken)?;
-    context.grow(&Change::SessionOpened { session, user, at: context.now })?;
     if let Some(session) = oldest {
-        context.shrink(&Change::SessionClosed { session })?;
+        context.make(&Change::SessionClosed { session }, Need::Less)?;
     }
+    context.make(&Change::SessionOpened { session, user, at: context.now }, Need::Login)?;
     Ok(Outcome::Reply(Reply::Token(token)))
 }
 
@@ -340,17 +371,17 @@ fn set_password<'e>(context: &Context<'_>, request: &Request<'_>) -> Handled<'e>
     Ok(Outcome::Begin(Task::Password(PasswordWork {
         check: None,
         hash: Some(password),
-        pending: Pending { spec: request.spec, step: Step::ReplacePassword { user, keep: None } },
+        pending: Pending { spec: request.spec, step: Step::SetPassword { user } },
     })))
 }
 
 fn change_password<'e>(context: &Context<'_>, request: &Request<'_>, session: SessionId, user: UserId) -> Handled<'e> {
-    let account = known(context.state, user)?;
+    let checked = known(context.state, user)?.password_hash.to_string();
     let password = new_password(request.parameter(2))?;
     Ok(Outcome::Begin(Task::Password(PasswordWork {
-        check: Some((request.parameter(1).to_owned(), Some(account.password_hash.to_string()))),
+        check: Some((request.parameter(1).to_owned(), Some(checked.clone()))),
         hash: Some(password),
-        pending: Pending { spec: request.spec, step: Step::ReplacePassword { user, keep: Some(session) } },
+        pending: Pending { spec: request.spec, step: Step::ChangePassword { user, session, checked } },
     })))
 }
 
@@ -394,8 +425,7 @@ fn send<'e>(context: &mut Context<'_>, from: UserId, to: Target, text: &str) -> 
 
 /// What an upload may be, as far as it is known before its content.
 fn envelope(context: &Context<'_>, from: UserId, to: Target, name: &str) -> Result<Envelope, Refusal> {
-    let refused = |byte: u8| byte.is_ascii_control() || matches!(byte, b'/' | b'\\' | b' ');
-    let has_refused = name.bytes().any(refused) || name.chars().any(char::is_control);
+    let has_refused = name.chars().any(|letter| letter.is_control() || matches!(letter, '/' | '\\' | ' '));
     if name.is_empty() || name.len() > FILE_NAME_BYTES_MAX || has_refused || name == "." || name == ".." {
         return Err(Refusal::InvalidFileName);
     }

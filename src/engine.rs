@@ -8,7 +8,7 @@
 //! one batch, and every reply that is free to go is written. A reply that tells of a change waits in its write buffer
 //! until the change's batch is durable.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::io::{self, ErrorKind};
 
 use slab::Slab;
@@ -74,8 +74,13 @@ pub enum Completion {
         /// All before this is on the disk.
         synced: Lsn,
     },
-    /// The disk has room for the journal up to here.
-    Room(Lsn),
+    /// The disk has room for the journal.
+    Room {
+        /// Up to here.
+        room: Lsn,
+        /// And no further.
+        is_full: bool,
+    },
     /// Password work is done.
     Password(PasswordDone),
     /// A file job is done.
@@ -100,7 +105,9 @@ pub struct Engine {
     run_queue: VecDeque<ConnectionId>,
     unflushed: Vec<ConnectionId>,
     /// Connections with replies that wait for a batch, in the order of the batches.
-    gated: VecDeque<(u64, ConnectionId)>,
+    gated: BTreeSet<(u64, ConnectionId)>,
+    /// Connections with requests that wait for room in the journal.
+    stalled: Vec<ConnectionId>,
     closed: Vec<(ConnectionId, CloseReason)>,
     spare_buffers: Vec<Vec<u8>>,
     is_stopping: bool,
@@ -117,7 +124,8 @@ impl Engine {
             completions: VecDeque::new(),
             run_queue: VecDeque::new(),
             unflushed: Vec::new(),
-            gated: VecDeque::new(),
+            gated: BTreeSet::new(),
+            stalled: Vec::new(),
             closed: Vec::new(),
             spare_buffers: Vec::new(),
             is_stopping: false,
@@ -246,7 +254,14 @@ impl Engine {
                 self.service.log.settle(batch, synced);
                 self.release(number, host);
             }
-            Completion::Room(room) => self.service.log.set_room(room),
+            Completion::Room { room, is_full } => {
+                self.service.log.set_room(room, is_full);
+                for id in std::mem::take(&mut self.stalled) {
+                    if let Some(connection) = find(&mut self.connections, id) {
+                        enqueue(connection, &mut self.run_queue);
+                    }
+                }
+            }
             Completion::Password(done) => self.password_done(&done, host),
             Completion::File(done) => self.file_done(done, host),
         }
@@ -254,9 +269,9 @@ impl Engine {
 
     /// A batch is durable: what waited for it may go.
     fn release(&mut self, batch: u64, host: &mut impl Host) {
-        while let Some((_, id)) = self.gated.pop_front_if(|(waits_for, _)| *waits_for <= batch) {
+        while let Some((_, id)) = self.gated.first().copied().filter(|(waits_for, _)| *waits_for <= batch) {
+            self.gated.pop_first();
             if let Some(connection) = find(&mut self.connections, id) {
-                connection.write.release(batch);
                 mark_unflushed(connection, &mut self.unflushed);
             }
         }
@@ -269,21 +284,28 @@ impl Engine {
     fn password_done(&mut self, done: &PasswordDone, host: &mut impl Host) {
         self.service.password_jobs -= 1;
         let Some(connection) = find(&mut self.connections, done.connection) else { return };
-        let Phase::Password(pending) = std::mem::take(&mut connection.phase) else { return };
+        let pending = match std::mem::take(&mut connection.phase) {
+            Phase::Password(pending) => pending,
+            phase => {
+                connection.phase = phase;
+                return;
+            }
+        };
         let spec = pending.spec;
         let peer = connection.peer;
-        let batch = self.service.answer(connection, spec, host, |context| command::resume(context, pending, done));
+        self.service.answer(connection, spec, host, |context| command::resume(context, pending, done));
         if spec.verb == Verb::Auth && !done.passed {
             warn!(address = %peer, "login failed");
         }
-        self.replied(done.connection, batch);
+        self.replied(done.connection);
     }
 
     fn file_done(&mut self, done: FileDone, host: &mut impl Host) {
         match done {
             FileDone::Appended(transfer, spare) => self.upload_appended(transfer, spare),
             FileDone::Stored(transfer) => self.upload_stored(transfer, host),
-            FileDone::DiskFull(transfer) => self.upload_without_room(transfer, host),
+            FileDone::DiskFull(transfer) => self.transfer_refused(transfer, Refusal::StorageFull, host),
+            FileDone::Busy(transfer) => self.transfer_refused(transfer, Refusal::ServerBusy, host),
             FileDone::Block(transfer, block) => self.download_block(transfer, &block),
             FileDone::Unreadable(transfer, failure) => {
                 error!(%failure, "a stored file could not be read");
@@ -310,9 +332,8 @@ impl Engine {
         if let Some(connection) = waiting.and_then(|id| find(&mut self.connections, id)) {
             connection.phase = Phase::Requests;
             let id = connection.id;
-            let batch =
-                self.service.answer(connection, spec, host, |context| command::store(context, file, bytes, &envelope));
-            self.replied(id, batch);
+            self.service.answer(connection, spec, host, |context| command::store(context, file, bytes, &envelope));
+            self.replied(id);
         } else {
             // The peer is gone, but its request was complete; only the answer has nowhere to go.
             let mut random = || host.random();
@@ -325,23 +346,24 @@ impl Engine {
         }
     }
 
-    fn upload_without_room(&mut self, transfer: TransferId, host: &mut impl Host) {
+    /// A transfer cannot go on; its reply has not begun. What is still to come of an upload's line is thrown away.
+    fn transfer_refused(&mut self, transfer: TransferId, refusal: Refusal, host: &mut impl Host) {
         let Some(id) = self.service.transfers.get(&transfer).copied() else { return };
         let storing = self.service.storing.remove(&transfer);
-        self.service.forget(transfer, true, host);
-        let Some(connection) = find(&mut self.connections, id) else { return };
-        let (spec, next) = match (std::mem::take(&mut connection.phase), storing) {
+        let connection = find(&mut self.connections, id);
+        let is_download = connection.as_ref().is_some_and(|peer| matches!(peer.phase, Phase::Download(_)));
+        self.service.forget(transfer, !is_download, host);
+        let Some(connection) = connection else { return };
+        let (spec, next) = match (&connection.phase, storing) {
             (Phase::Upload(upload), _) if upload.is_complete => (upload.spec, Phase::Requests),
             (Phase::Upload(upload), _) => (upload.spec, Phase::Discard(self.service.upload_discard_bytes())),
+            (Phase::Download(download), _) => (download.spec, Phase::Requests),
             (_, Some(storing)) => (storing.spec, Phase::Requests),
-            (phase, None) => {
-                connection.phase = phase;
-                return;
-            }
+            (_, None) => return,
         };
         connection.phase = next;
-        self.service.refuse(connection, Refusal::StorageFull, Some(spec));
-        self.replied(id, None);
+        self.service.refuse(connection, refusal, Some(spec));
+        self.replied(id);
     }
 
     fn download_block(&mut self, transfer: TransferId, block: &[u8]) {
@@ -356,31 +378,27 @@ impl Engine {
         transfer::encode(block, out);
         download.sent += block.len() as u64;
         download.is_reading = false;
-        let batch = self.service.log.unsettled_at(download.lsn);
-        connection.write.seal(batch);
-        self.replied(id, batch);
+        connection.write.seal(self.service.log.unsettled_at(download.lsn));
+        self.replied(id);
     }
 
     fn download_unreadable(&mut self, transfer: TransferId, host: &mut impl Host) {
         let Some(id) = self.service.transfers.get(&transfer).copied() else { return };
-        self.service.forget(transfer, false, host);
         let Some(connection) = find(&mut self.connections, id) else { return };
-        let Phase::Download(download) = std::mem::take(&mut connection.phase) else { return };
+        let Phase::Download(download) = &connection.phase else { return };
         if !download.is_begun {
-            self.service.refuse(connection, Refusal::NoSuchFile, Some(download.spec));
-            self.replied(id, None);
-        } else {
-            // The reply has begun; only its absence can still say that it is not whole.
-            self.closed.push((id, CloseReason::FileUnreadable));
+            return self.transfer_refused(transfer, Refusal::NoSuchFile, host);
         }
+        // The reply has begun; only its missing end can still say that it is not whole.
+        connection.phase = Phase::Requests;
+        connection.closing = Some(CloseReason::FileUnreadable);
+        mark_unflushed(connection, &mut self.unflushed);
+        self.service.forget(transfer, false, host);
     }
 
     /// Sees to it that a new reply is written in time, and that what comes behind it in the read buffer is served.
-    fn replied(&mut self, id: ConnectionId, batch: Option<u64>) {
+    fn replied(&mut self, id: ConnectionId) {
         let Some(connection) = find(&mut self.connections, id) else { return };
-        if let Some(batch) = batch {
-            self.gated.push_back((batch, id));
-        }
         mark_unflushed(connection, &mut self.unflushed);
         enqueue(connection, &mut self.run_queue);
     }
@@ -391,15 +409,8 @@ impl Engine {
         if connection.closing.is_some() {
             return;
         }
-        let mut gate = None;
-        let stop = serve_within_budget(
-            connection,
-            &mut self.service,
-            &mut self.spare_buffers,
-            &mut gate,
-            host,
-            self.is_stopping,
-        );
+        let service = &mut self.service;
+        let stop = serve_within_budget(connection, service, &mut self.spare_buffers, host, self.is_stopping);
         if let Some(spare) = connection.read.release()
             && self.spare_buffers.len() < SPARE_BUFFERS_MAX
         {
@@ -408,11 +419,9 @@ impl Engine {
         match stop {
             Ok(Stop::Waiting) => {}
             Ok(Stop::Budget) => enqueue(connection, &mut self.run_queue),
+            Ok(Stop::NoRoom) => self.stalled.push(id),
             Err(reason) if reason == CloseReason::Lost => self.closed.push((id, reason)),
             Err(reason) => connection.closing = Some(reason),
-        }
-        if let Some(batch) = gate {
-            self.gated.push_back((batch, id));
         }
         mark_unflushed(connection, &mut self.unflushed);
     }
@@ -421,6 +430,8 @@ impl Engine {
     fn flush(&mut self, id: ConnectionId, host: &mut impl Host) {
         let Some(connection) = find(&mut self.connections, id) else { return };
         connection.is_unflushed = false;
+        // A batch may have become durable between the reply and now.
+        connection.write.release(self.service.log.settled_batch());
         let had_backlog = connection.write.backlog();
         while connection.is_writable && !connection.write.ready().is_empty() {
             match host.write(id, connection.write.ready()) {
@@ -441,11 +452,11 @@ impl Engine {
         {
             self.service.delivered.push_back(delivery);
         }
-        if connection.write.is_empty() {
-            connection.write.shrink();
-            if let Some(reason) = connection.closing {
-                self.closed.push((id, reason));
-            }
+        if let Some(batch) = connection.write.waits_for() {
+            self.gated.insert((batch, id));
+        }
+        if let Some(reason) = connection.closing.filter(|_| connection.write.is_empty()) {
+            self.closed.push((id, reason));
         }
         if connection.write.backlog() < had_backlog && connection.closing.is_none() {
             // There may be requests that waited for room, or the next block of a download.

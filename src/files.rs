@@ -11,6 +11,8 @@ use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::PathBuf;
 
+use rustix::io::Errno;
+
 use crate::change::FileId;
 use crate::data;
 
@@ -37,8 +39,6 @@ pub enum FileJob {
         offset: u64,
         /// Its size.
         bytes: usize,
-        /// Memory to use.
-        spare: Vec<u8>,
     },
     /// Remove a file that nobody lists.
     Remove(FileId),
@@ -55,6 +55,8 @@ pub enum FileDone {
     Block(TransferId, Vec<u8>),
     /// There is no room for the upload; it is forgotten.
     DiskFull(TransferId),
+    /// There are too many open files for this one now; it is forgotten.
+    Busy(TransferId),
     /// A block could not be read.
     Unreadable(TransferId, io::Error),
 }
@@ -119,6 +121,20 @@ impl FileStore {
         Ok(removed)
     }
 
+    /// True when there is any stored file.
+    ///
+    /// # Errors
+    /// What the disk said.
+    pub fn has_any(&self) -> io::Result<bool> {
+        for directory in fs::read_dir(&self.root)? {
+            let path = directory?.path();
+            if !path.ends_with("incoming") && fs::read_dir(path)?.next().is_some() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
     /// Does one job.
     ///
     /// # Errors
@@ -141,9 +157,10 @@ impl FileStore {
                     None => Ok(None),
                 }
             }
-            FileJob::Read { transfer, file, offset, bytes, spare } => {
-                Ok(Some(match self.read(transfer, file, offset, bytes, spare) {
+            FileJob::Read { transfer, file, offset, bytes } => {
+                Ok(Some(match self.read(transfer, file, offset, bytes) {
                     Ok(block) => FileDone::Block(transfer, block),
+                    Err(error) if is_busy(&error) => FileDone::Busy(transfer),
                     Err(error) => FileDone::Unreadable(transfer, error),
                 }))
             }
@@ -161,6 +178,7 @@ impl FileStore {
         self.uploads.insert(transfer, None);
         remove(self.incoming(transfer))?;
         match error.kind() {
+            _ if is_busy(&error) => Ok(FileDone::Busy(transfer)),
             ErrorKind::StorageFull | ErrorKind::QuotaExceeded => Ok(FileDone::DiskFull(transfer)),
             _ => Err(FileError { path: self.incoming(transfer), error }),
         }
@@ -191,21 +209,14 @@ impl FileStore {
         data::sync(&directory)
     }
 
-    fn read(
-        &mut self,
-        transfer: TransferId,
-        file: FileId,
-        offset: u64,
-        bytes: usize,
-        mut spare: Vec<u8>,
-    ) -> io::Result<Vec<u8>> {
+    fn read(&mut self, transfer: TransferId, file: FileId, offset: u64, bytes: usize) -> io::Result<Vec<u8>> {
         if !self.downloads.contains_key(&transfer) {
             self.downloads.insert(transfer, File::open(self.place(file))?);
         }
         let download = self.downloads.get(&transfer).ok_or(ErrorKind::NotFound)?;
-        spare.resize(bytes, 0);
-        download.read_exact_at(&mut spare, offset)?;
-        Ok(spare)
+        let mut block = vec![0; bytes];
+        download.read_exact_at(&mut block, offset)?;
+        Ok(block)
     }
 
     fn incoming(&self, transfer: TransferId) -> PathBuf {
@@ -219,6 +230,11 @@ impl FileStore {
     fn place(&self, file: FileId) -> PathBuf {
         self.directory(file).join(format!("{:016x}", file.0))
     }
+}
+
+fn is_busy(error: &io::Error) -> bool {
+    let code = error.raw_os_error().map(Errno::from_raw_os_error);
+    matches!(code, Some(Errno::MFILE | Errno::NFILE))
 }
 
 fn remove(path: PathBuf) -> Result<(), FileError> {
@@ -250,7 +266,7 @@ mod tests {
 
     fn read(store: &mut FileStore, transfer: u64, file: u64, offset: u64, bytes: usize) -> Option<Vec<u8>> {
         let transfer = TransferId(transfer);
-        match store.run(FileJob::Read { transfer, file: FileId(file), offset, bytes, spare: Vec::new() }).unwrap() {
+        match store.run(FileJob::Read { transfer, file: FileId(file), offset, bytes }).unwrap() {
             Some(FileDone::Block(_, block)) => Some(block),
             _ => None,
         }

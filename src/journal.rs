@@ -34,6 +34,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::{FallocateFlags, fallocate};
 
 use crate::change::Change;
+use crate::data;
 
 const MAGIC: &[u8; 8] = b"kurirjnl";
 const VERSION: u32 = 1;
@@ -45,11 +46,15 @@ const MARK_BYTES: usize = 17;
 const BODY_BYTES_MAX: usize = 16 * 1024 * 1024;
 
 /// Room on the disk is taken this far ahead.
-const ROOM_BYTES: u64 = 8 * 1024 * 1024;
+const ROOM_BYTES: u64 = 32 * 1024 * 1024;
+/// With less room than this, requests wait; what they have begun may still be ended.
+pub const WAIT_BYTES: u64 = 4 * 1024 * 1024;
+/// Room is taken in no smaller pieces than this.
+const ROOM_BYTES_MIN: u64 = 4096;
 /// How long written batches wait for their sync with [`Sync::Interval`], and a full disk for the next try.
 const IDLE_WORK: Duration = Duration::from_secs(1);
-/// The last of the room is kept for changes that make the server smaller.
-const RESERVE_BYTES: u64 = 256 * 1024;
+/// The last of the room is kept for what lets people read and delete; see [`Need`].
+pub const RESERVE_BYTES: u64 = 256 * 1024;
 
 /// A position in the order of changes ("log sequence number").
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -91,6 +96,7 @@ pub struct Log {
     /// What stands before this is on the disk. With [`Sync::Always`] the same.
     synced: Lsn,
     room: Lsn,
+    is_full: bool,
     spare: Vec<u8>,
 }
 
@@ -104,49 +110,44 @@ pub enum Sync {
     Interval,
 }
 
+/// What a change needs room for: the last of it is kept for what makes room again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Need {
+    /// It makes the server larger.
+    More,
+    /// It lets somebody in who may make it smaller.
+    Login,
+    /// It makes the server smaller, or writes down what cannot be taken back.
+    Less,
+}
+
 /// There is no room on the disk for a change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DiskFull;
 
 impl Log {
-    /// The log of a journal that ends at `end`, is durable up to there, and has room up to `room`.
+    /// The log of a journal that ends at `end`, is durable up to there, and has no end of room.
     #[must_use]
-    pub fn new(salt: u32, end: Lsn, room: Lsn) -> Self {
+    pub fn new(salt: u32, end: Lsn) -> Self {
+        let room = Lsn(u64::MAX);
         let open = Batch { number: 1, start: end, bytes: Vec::new() };
-        Self { salt, open, settled: end, settled_batch: 0, synced: end, room, spare: Vec::new() }
+        Self { salt, open, settled: end, settled_batch: 0, synced: end, room, is_full: false, spare: Vec::new() }
     }
 
     /// Appends a change to the open batch and says where it stands.
     ///
     /// # Errors
-    /// [`DiskFull`] when the room that is left is less than the change and the reserve.
-    pub fn append(&mut self, change: &Change<'_>) -> Result<Lsn, DiskFull> {
-        self.append_within(change, self.room.0.saturating_sub(RESERVE_BYTES))
-    }
-
-    /// As [`Self::append`], for a change that makes the server smaller: the reserve is for these.
-    ///
-    /// # Errors
-    /// [`DiskFull`] when even the reserve is used up.
-    pub fn append_reserved(&mut self, change: &Change<'_>) -> Result<Lsn, DiskFull> {
-        self.append_within(change, self.room.0)
-    }
-
-    /// True when a change that makes the server smaller would find room.
-    #[must_use]
-    pub fn has_reserve(&self) -> bool {
-        self.open.end().0 + RESERVE_BYTES / 2 <= self.room.0
-    }
-
-    fn append_within(&mut self, change: &Change<'_>, room: u64) -> Result<Lsn, DiskFull> {
+    /// [`DiskFull`] when it would use room that is kept for what matters more.
+    pub fn append(&mut self, change: &Change<'_>, need: Need) -> Result<Lsn, DiskFull> {
+        let kept = match need {
+            Need::More => RESERVE_BYTES,
+            Need::Login => RESERVE_BYTES / 2,
+            Need::Less => 0,
+        };
+        let room = self.room.0.saturating_sub(kept);
         let before = self.open.bytes.len();
         if before == 0 {
-            let (at, synced) = (self.open.start, self.synced);
-            record(&mut self.open.bytes, self.salt, |body| {
-                body.push(KIND_MARK);
-                body.extend_from_slice(&at.0.to_le_bytes());
-                body.extend_from_slice(&synced.0.to_le_bytes());
-            });
+            mark_record(&mut self.open.bytes, self.salt, self.open.start, self.synced);
         }
         let lsn = self.open.end();
         record(&mut self.open.bytes, self.salt, |body| change.encode(body));
@@ -157,10 +158,16 @@ impl Log {
         Ok(lsn)
     }
 
-    /// The number of the batch that the next change goes into.
+    /// True when there is room to write down that what is given out now was given out.
     #[must_use]
-    pub fn open_batch(&self) -> u64 {
-        self.open.number
+    pub fn can_deliver(&self) -> bool {
+        self.open.end().0.saturating_add(RESERVE_BYTES / 4) <= self.room.0
+    }
+
+    /// Replies that wait for this batch, or one before it, may go.
+    #[must_use]
+    pub fn settled_batch(&self) -> u64 {
+        self.settled_batch
     }
 
     /// The batch that must be durable before what the state now shows may be told; none if all of it is.
@@ -216,10 +223,27 @@ impl Log {
         }
     }
 
-    /// Takes the word of the journal thread that the disk has room up to `room`.
-    pub fn set_room(&mut self, room: Lsn) {
+    /// Takes the word of the journal thread that the disk has room up to `room`, and whether that is all.
+    pub fn set_room(&mut self, room: Lsn, is_full: bool) {
         self.room = room;
+        self.is_full = is_full;
     }
+
+    /// True while changes come faster than the journal thread makes room for them: they must wait for it, since a
+    /// refusal is for a disk that is full.
+    #[must_use]
+    pub fn must_wait(&self) -> bool {
+        !self.is_full && self.room.0 < self.open.end().0.saturating_add(WAIT_BYTES)
+    }
+}
+
+/// Appends a mark that stands at `at`.
+fn mark_record(out: &mut Vec<u8>, salt: u32, at: Lsn, synced: Lsn) {
+    record(out, salt, |body| {
+        body.push(KIND_MARK);
+        body.extend_from_slice(&at.0.to_le_bytes());
+        body.extend_from_slice(&synced.0.to_le_bytes());
+    });
 }
 
 /// Appends a record whose body `write` makes.
@@ -283,6 +307,8 @@ pub struct Journal {
 /// What opening found.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Recovered {
+    /// There was no journal before.
+    pub is_new: bool,
     /// How many changes there are.
     pub changes: u64,
     /// How many bytes of a torn end were cut off.
@@ -306,15 +332,13 @@ impl Journal {
             .open(&path)
             .map_err(failed)?;
         let length = file.metadata().map_err(failed)?.len();
-        if length < HEADER_BYTES as u64 {
+        if is_unbegun(&mut file, length).map_err(failed)? {
             // Nobody was told of anything before the header was synced.
             let salt = getrandom::u32().map_err(|error| failed(io::Error::other(error)))?;
             let end = Lsn(HEADER_BYTES as u64);
             begin(&mut file, salt, directory).map_err(failed)?;
-            return Ok((
-                Self { file, path, salt, end, synced: end, unsynced_since: None, room: end },
-                Recovered::default(),
-            ));
+            let journal = Self { file, path, salt, end, synced: end, unsynced_since: None, room: end };
+            return Ok((journal, Recovered { is_new: true, ..Recovered::default() }));
         }
         let (salt, end, changes) = scan(&mut file, &path, length, replay)?;
         let torn_bytes = length - end.0;
@@ -324,14 +348,16 @@ impl Journal {
         file.seek(SeekFrom::Start(end.0)).map_err(failed)?;
         Ok((
             Self { file, path, salt, end, synced: end, unsynced_since: None, room: end },
-            Recovered { changes, torn_bytes },
+            Recovered { is_new: false, changes, torn_bytes },
         ))
     }
 
-    /// The loop's side of it.
+    /// The loop's side of it, with the room that there is.
     #[must_use]
     pub fn log(&self) -> Log {
-        Log::new(self.salt, self.end, self.room)
+        let mut log = Log::new(self.salt, self.end);
+        log.set_room(self.room, self.is_full());
+        log
     }
 
     /// Writes batches, in order.
@@ -374,38 +400,58 @@ impl Journal {
         self.synced
     }
 
-    /// Takes room on the disk ahead of the end, if little is left, and says how far it goes.
+    /// Takes room on the disk ahead of the end, if little is left: as much as there is, up to a good deal.
     ///
     /// # Errors
-    /// What the disk said. A full disk is not an error: the room is what it was.
-    pub fn make_room(&mut self) -> io::Result<Lsn> {
-        if self.room.0 >= self.end.0 + ROOM_BYTES / 2 {
-            return Ok(self.room);
-        }
-        for bytes in [ROOM_BYTES, ROOM_BYTES / 8, RESERVE_BYTES] {
-            let end = self.end.0 + bytes;
-            if end <= self.room.0 {
-                break;
-            }
-            match fallocate(&self.file, FallocateFlags::KEEP_SIZE, self.end.0, bytes) {
+    /// What the disk said. A full disk is not an error.
+    pub fn make_room(&mut self) -> io::Result<()> {
+        let mut bytes = ROOM_BYTES;
+        while self.is_short_of_room() && bytes >= ROOM_BYTES_MIN {
+            match fallocate(&self.file, FallocateFlags::KEEP_SIZE, self.room.0, bytes) {
                 // A file system that cannot say what is free: a full disk then ends the server like any failed write.
-                Ok(()) | Err(rustix::io::Errno::OPNOTSUPP) => {
-                    self.room = Lsn(end);
-                    break;
-                }
-                Err(rustix::io::Errno::NOSPC | rustix::io::Errno::DQUOT) => {}
+                Ok(()) | Err(rustix::io::Errno::OPNOTSUPP) => self.room.0 += bytes,
+                Err(rustix::io::Errno::INTR) => {}
+                Err(rustix::io::Errno::NOSPC | rustix::io::Errno::DQUOT) => bytes /= 2,
                 Err(error) => return Err(error.into()),
             }
         }
-        Ok(self.room)
+        Ok(())
+    }
+
+    /// How far the room goes that the last [`Self::make_room`] left.
+    #[must_use]
+    pub fn room(&self) -> Lsn {
+        self.room
+    }
+
+    /// True when the disk has no more room to give than there is.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.is_short_of_room()
+    }
+
+    fn is_short_of_room(&self) -> bool {
+        self.room.0 < self.end.0 + ROOM_BYTES / 2
+    }
+
+    /// Ends the journal cleanly: a last mark says that all before it was synced, so that damage to it can be told from a
+    /// torn end.
+    ///
+    /// # Errors
+    /// As for [`Self::sync`].
+    pub fn close(mut self) -> io::Result<()> {
+        self.sync()?;
+        let mut end = Vec::new();
+        mark_record(&mut end, self.salt, self.end, self.synced);
+        self.file.write_all(&end)?;
+        self.file.sync_data()
     }
 
     /// When, at the latest, it should be synced and make room though nothing new is to be written; never, if all is
     /// synced and there is room enough.
     #[must_use]
     pub fn idle_work(&self) -> Option<Duration> {
-        let is_short_of_room = self.room.0 < self.end.0 + ROOM_BYTES / 2;
-        (is_short_of_room || self.unsynced_since.is_some()).then_some(IDLE_WORK)
+        (self.is_short_of_room() || self.unsynced_since.is_some()).then_some(IDLE_WORK)
     }
 
     /// Where it stands on the disk.
@@ -413,6 +459,14 @@ impl Journal {
     pub fn path(&self) -> &Path {
         &self.path
     }
+}
+
+/// A file whose header never got onto the disk: too short, or of the right length with nothing in it.
+fn is_unbegun(file: &mut File, length: u64) -> io::Result<bool> {
+    let mut header = Vec::new();
+    file.take(HEADER_BYTES as u64).read_to_end(&mut header)?;
+    file.rewind()?;
+    Ok(length < HEADER_BYTES as u64 || length == HEADER_BYTES as u64 && header.iter().all(|byte| *byte == 0))
 }
 
 fn begin(file: &mut File, salt: u32, directory: &Path) -> io::Result<()> {
@@ -424,7 +478,7 @@ fn begin(file: &mut File, salt: u32, directory: &Path) -> io::Result<()> {
     file.set_len(0)?;
     file.write_all(&header)?;
     file.sync_all()?;
-    File::open(directory)?.sync_all()
+    data::sync(directory)
 }
 
 /// Reads every good record from the start. Returns the salt, where the good records end, and how many changes they hold.
@@ -546,12 +600,12 @@ mod tests {
     /// A journal of three batches with two changes each, every batch synced before the next was begun.
     fn three_batches(directory: &Path) -> Vec<Lsn> {
         let (mut journal, _) = Journal::open(directory, |_, _| {}).unwrap();
+        journal.make_room().unwrap();
         let mut log = journal.log();
-        log.set_room(journal.make_room().unwrap());
         let mut starts = Vec::new();
         for batch in 0..3 {
-            log.append(&change(batch * 2)).unwrap();
-            log.append(&change(batch * 2 + 1)).unwrap();
+            log.append(&change(batch * 2), Need::More).unwrap();
+            log.append(&change(batch * 2 + 1), Need::More).unwrap();
             let batch = log.take_batch().unwrap();
             starts.push(batch.start);
             journal.write(std::slice::from_ref(&batch)).unwrap();
@@ -567,7 +621,7 @@ mod tests {
         three_batches(directory.path());
         let (found, recovered) = numbers(directory.path()).unwrap();
         assert_eq!(found, [0, 1, 2, 3, 4, 5]);
-        assert_eq!(recovered, Recovered { changes: 6, torn_bytes: 0 });
+        assert_eq!(recovered, Recovered { is_new: false, changes: 6, torn_bytes: 0 });
     }
 
     #[test]
@@ -612,11 +666,11 @@ mod tests {
     fn a_bad_record_that_was_never_synced_is_a_torn_end_though_good_ones_follow() {
         let directory = tempfile::tempdir().unwrap();
         let (mut journal, _) = Journal::open(directory.path(), |_, _| {}).unwrap();
+        journal.make_room().unwrap();
         let mut log = journal.log();
-        log.set_room(journal.make_room().unwrap());
         let synced = journal.synced();
         for number in 0..3 {
-            log.append(&change(number)).unwrap();
+            log.append(&change(number), Need::More).unwrap();
             let batch = log.take_batch().unwrap();
             journal.write(std::slice::from_ref(&batch)).unwrap();
             log.settle(batch, synced);
@@ -632,6 +686,29 @@ mod tests {
     }
 
     #[test]
+    fn a_file_whose_header_was_never_written_is_begun_anew() {
+        let directory = tempfile::tempdir().unwrap();
+        for unbegun in [&b""[..], b"kurirjnl", &[0; HEADER_BYTES]] {
+            fs::write(directory.path().join("0000000001.log"), unbegun).unwrap();
+            assert!(numbers(directory.path()).unwrap().1.is_new);
+        }
+    }
+
+    #[test]
+    fn after_a_clean_stop_damage_to_the_last_record_is_found_too() {
+        let directory = tempfile::tempdir().unwrap();
+        let starts = three_batches(directory.path());
+        let (journal, _) = Journal::open(directory.path(), |_, _| {}).unwrap();
+        journal.close().unwrap();
+        let path = directory.path().join("0000000001.log");
+        let mut bytes = fs::read(&path).unwrap();
+        assert_eq!(numbers(directory.path()).unwrap().0, [0, 1, 2, 3, 4, 5]);
+        bytes[usize::try_from(starts[2].0).unwrap() + RECORD_HEADER_BYTES + MARK_BYTES + RECORD_HEADER_BYTES] ^= 1;
+        fs::write(&path, &bytes).unwrap();
+        assert!(matches!(numbers(directory.path()), Err(OpenError::Damaged(..))));
+    }
+
+    #[test]
     fn a_file_of_another_kind_is_left_alone() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("0000000001.log");
@@ -642,23 +719,27 @@ mod tests {
 
     #[test]
     fn a_change_without_room_is_refused_and_the_reserve_is_for_what_makes_smaller() {
-        let mut log = Log::new(7, Lsn(20), Lsn(20 + RESERVE_BYTES));
-        assert_eq!(log.append(&change(1)), Err(DiskFull));
+        let mut log = Log::new(7, Lsn(20));
+        log.set_room(Lsn(20 + RESERVE_BYTES), true);
+        assert_eq!(log.append(&change(1), Need::More), Err(DiskFull));
         assert!(!log.has_open_changes());
-        assert!(log.append_reserved(&change(1)).is_ok());
-        log.set_room(Lsn(RESERVE_BYTES + 4096));
-        assert!(log.append(&change(2)).is_ok());
+        assert!(log.append(&change(1), Need::Less).is_ok());
+        assert!(log.append(&change(1), Need::Login).is_ok());
+        assert!(!log.must_wait(), "on a full disk there is nothing to wait for");
+        log.set_room(Lsn(RESERVE_BYTES + 4096), true);
+        assert!(log.append(&change(2), Need::More).is_ok());
+        log.set_room(Lsn(WAIT_BYTES), false);
+        assert!(log.must_wait());
     }
 
     #[test]
     fn what_is_not_durable_names_the_batch_to_wait_for() {
-        let mut log = Log::new(7, Lsn(20), Lsn(1 << 30));
+        let mut log = Log::new(7, Lsn(20));
         assert_eq!(log.unsettled(), None);
-        let lsn = log.append(&change(1)).unwrap();
+        let lsn = log.append(&change(1), Need::More).unwrap();
         assert_eq!(log.unsettled_at(lsn), Some(1));
         let batch = log.take_batch().unwrap();
         assert_eq!(log.unsettled(), Some(1));
-        assert_eq!(log.open_batch(), 2);
         let end = batch.end();
         log.settle(batch, end);
         assert_eq!(log.unsettled_at(lsn), None);

@@ -1,7 +1,7 @@
 //! Every bound of the server in one place: its name with its unit, its default, and the flag that sets it.
 //!
-//! A bound that is not a field here does not exist. The command line is derived from this type, so `serve --help`
-//! lists exactly these.
+//! The command line is derived from this type, so `serve --help` lists exactly these. (How much is done or kept at a time
+//! where it makes no difference to anybody outside is a constant beside the code that does it.)
 
 use clap::Args;
 
@@ -9,6 +9,10 @@ const KIB: u64 = 1024;
 const MIB: u64 = 1024 * KIB;
 const GIB: u64 = 1024 * MIB;
 const TIB: u64 = 1024 * GIB;
+/// A line must hold any request but for its text,
+const LINE_BYTES_LEAST: u64 = KIB;
+/// and must find room in the journal at once.
+const LINE_BYTES_MOST: u64 = MIB;
 
 /// The bounds that the engine and the network keep.
 #[derive(Args, Clone, Debug)]
@@ -74,6 +78,10 @@ pub struct Limits {
     #[arg(long, env = "KURIR_UPLOADS_MAX", value_name = "N", default_value_t = 256)]
     pub uploads_max: usize,
 
+    /// Downloads at once; each holds an open file
+    #[arg(long, env = "KURIR_DOWNLOADS_MAX", value_name = "N", default_value_t = 256)]
+    pub downloads_max: usize,
+
     /// Logins and other password work waiting at once
     #[arg(long, env = "KURIR_PASSWORD_QUEUE_MAX", value_name = "N", default_value_t = 64)]
     pub password_queue_max: usize,
@@ -85,6 +93,31 @@ pub struct Limits {
     /// How long a stop waits for replies to be made durable and read
     #[arg(long, env = "KURIR_STOP_MS_MAX", value_name = "MS", default_value_t = 5_000)]
     pub stop_ms_max: u64,
+}
+
+impl Limits {
+    /// Says what is wrong with the values: a server with them could not serve anybody.
+    ///
+    /// # Errors
+    /// A text that names the flag.
+    pub fn check(&self) -> Result<(), String> {
+        let counts = [
+            ("connections-max", self.connections_max as u64),
+            ("accepts-per-turn-max", self.accepts_per_turn_max as u64),
+            ("requests-per-turn-max", self.requests_per_turn_max as u64),
+            ("read-bytes-per-turn-max", self.read_bytes_per_turn_max),
+            ("inbox-messages-max", self.inbox_messages_max as u64),
+            ("password-queue-max", self.password_queue_max as u64),
+            ("tokens-per-user-max", self.tokens_per_user_max as u64),
+        ];
+        if let Some((flag, _)) = counts.into_iter().find(|(_, count)| *count == 0) {
+            return Err(format!("--{flag} is at least 1"));
+        }
+        if !(LINE_BYTES_LEAST..=LINE_BYTES_MOST).contains(&self.line_bytes_max) {
+            return Err("--line-bytes-max is from 1KiB to 1MiB".to_owned());
+        }
+        Ok(())
+    }
 }
 
 impl Default for Limits {
@@ -106,6 +139,7 @@ impl Default for Limits {
             user_bytes_max: 10 * GIB,
             files_bytes_max: TIB,
             uploads_max: 256,
+            downloads_max: 256,
             password_queue_max: 64,
             tokens_per_user_max: 100,
             stop_ms_max: 5_000,
@@ -147,6 +181,17 @@ mod tests {
     fn the_defaults_of_the_flags_are_the_defaults_of_the_type() {
         let flags = Flags::parse_from(["kurir"]);
         assert_eq!(format!("{:?}", flags.limits), format!("{:?}", Limits::default()));
+    }
+
+    #[test]
+    fn limits_with_which_nobody_could_be_served_are_refused() {
+        assert_eq!(Limits::default().check(), Ok(()));
+        let refused = |flag: &str, value: &str| Flags::parse_from(["kurir", flag, value]).limits.check().is_err();
+        for flag in ["--requests-per-turn-max", "--accepts-per-turn-max", "--connections-max", "--inbox-messages-max"] {
+            assert!(refused(flag, "0"), "{flag} 0");
+        }
+        assert!(refused("--line-bytes-max", "100"));
+        assert!(refused("--line-bytes-max", "18446744073709551615"));
     }
 
     #[test]

@@ -44,6 +44,8 @@ struct Pipe {
     input: VecDeque<u8>,
     is_ended: bool,
     output: Vec<u8>,
+    /// So many bytes more are taken; none for no limit.
+    output_room: Option<usize>,
     is_closed: bool,
 }
 
@@ -91,6 +93,14 @@ impl<W: Workers> Local<W> {
     #[must_use]
     pub fn is_closed(&self, id: ConnectionId) -> bool {
         self.world.pipes.get(&id).is_none_or(|pipe| pipe.is_closed)
+    }
+
+    /// Takes no more output than this from now on.
+    pub fn set_output_room(&mut self, id: ConnectionId, bytes: usize) {
+        if let Some(pipe) = self.world.pipes.get_mut(&id) {
+            pipe.output_room = Some(bytes);
+        }
+        self.engine.ready(id, false, true);
     }
 
     /// Moves the clock.
@@ -144,8 +154,13 @@ impl Host for World {
 
     fn write(&mut self, id: ConnectionId, from: &[u8]) -> io::Result<usize> {
         let pipe = self.pipes.get_mut(&id).ok_or(ErrorKind::NotConnected)?;
-        pipe.output.extend_from_slice(from);
-        Ok(from.len())
+        let count = pipe.output_room.unwrap_or(usize::MAX).min(from.len());
+        if count == 0 {
+            return Err(ErrorKind::WouldBlock.into());
+        }
+        pipe.output_room = pipe.output_room.map(|room| room - count);
+        pipe.output.extend_from_slice(&from[..count]);
+        Ok(count)
     }
 
     fn close(&mut self, id: ConnectionId) {
@@ -154,7 +169,7 @@ impl Host for World {
         }
     }
 
-    /// Tokens of an engine in memory are good for nothing outside of it, so they need not be secret, only different.
+    /// Administration opens no sessions, and the tokens of a test need not be secret, only different.
     fn random(&mut self) -> [u8; 16] {
         self.tokens += 1;
         self.tokens.to_be_bytes()

@@ -25,15 +25,16 @@ pub(crate) enum Stop {
     Waiting,
     /// It goes on in the next turn.
     Budget,
+    /// It goes on when the journal has room.
+    NoRoom,
 }
 
 /// Serves what a connection has sent, and reads more, until nothing is there, something must be waited for, or its share
-/// of the turn is used up. `gate` is left at the last batch that a reply waits for.
+/// of the turn is used up.
 pub(crate) fn serve_within_budget(
     connection: &mut Connection,
     service: &mut Service,
     spare_buffers: &mut Vec<Vec<u8>>,
-    gate: &mut Option<u64>,
     host: &mut impl Host,
     is_stopping: bool,
 ) -> Result<Stop, CloseReason> {
@@ -42,10 +43,13 @@ pub(crate) fn serve_within_budget(
     let backlog_max = usize::try_from(service.limits.output_bytes_high).unwrap_or(usize::MAX);
     loop {
         while requests_left > 0 {
+            if service.log.must_wait() {
+                return Ok(Stop::NoRoom);
+            }
             if connection.write.backlog() > backlog_max {
                 return Ok(Stop::Waiting);
             }
-            match step(connection, service, gate, host)? {
+            match step(connection, service, host)? {
                 Step::Done => requests_left -= 1,
                 Step::Waiting => return Ok(Stop::Waiting),
                 Step::Starved => break,
@@ -101,14 +105,9 @@ enum Step {
     Starved,
 }
 
-fn step(
-    connection: &mut Connection,
-    service: &mut Service,
-    gate: &mut Option<u64>,
-    host: &mut impl Host,
-) -> Result<Step, CloseReason> {
+fn step(connection: &mut Connection, service: &mut Service, host: &mut impl Host) -> Result<Step, CloseReason> {
     match connection.phase {
-        Phase::Requests => Ok(next_request(connection, service, gate, host)),
+        Phase::Requests => Ok(next_request(connection, service, host)),
         Phase::Upload(_) => Ok(upload_step(connection, service, host)),
         Phase::Download(_) => Ok(download_step(connection, service, host)),
         Phase::Discard(left) => discard_step(connection, left),
@@ -116,12 +115,7 @@ fn step(
     }
 }
 
-fn next_request(
-    connection: &mut Connection,
-    service: &mut Service,
-    gate: &mut Option<u64>,
-    host: &mut impl Host,
-) -> Step {
+fn next_request(connection: &mut Connection, service: &mut Service, host: &mut impl Host) -> Step {
     let line_bytes_max = usize::try_from(service.limits.line_bytes_max).unwrap_or(usize::MAX - 1);
     let line = match connection.read.line(line_bytes_max) {
         Line::Partial if connection.is_ended && !connection.read.pending().is_empty() => {
@@ -134,14 +128,16 @@ fn next_request(
         Line::Whole { content, length } => {
             // The line is borrowed from the buffer while it is handled, so the buffer is set aside.
             let read = std::mem::take(&mut connection.read);
-            let taken = handle_line(connection, service, gate, host, read.slice(content), length);
+            let taken = handle_line(connection, service, host, read.slice(content), length);
             connection.read = read;
             connection.read.consume(taken);
             Step::Done
         }
         Line::TooLong => {
             let read = std::mem::take(&mut connection.read);
-            let taken = handle_long_line(connection, service, gate, host, read.pending());
+            // More lines may stand behind it in the buffer.
+            let start = read.pending().split(|byte| *byte == b'\n').next().unwrap_or_default();
+            let taken = handle_long_line(connection, service, host, start);
             connection.read = read;
             connection.read.consume(taken);
             Step::Done
@@ -153,7 +149,6 @@ fn next_request(
 fn handle_line(
     connection: &mut Connection,
     service: &mut Service,
-    gate: &mut Option<u64>,
     host: &mut impl Host,
     line: &[u8],
     length: usize,
@@ -163,8 +158,7 @@ fn handle_line(
     }
     match request::parse(line, connection.peer.audience()) {
         Ok(request) => {
-            let batch = service.answer(connection, request.spec, host, |context| command::handle(context, &request));
-            *gate = batch.or(*gate);
+            service.answer(connection, request.spec, host, |context| command::handle(context, &request));
             match (request.content_at, &mut connection.phase) {
                 (Some(content_at), Phase::Upload(upload)) => {
                     upload.is_short = true;
@@ -182,19 +176,12 @@ fn handle_line(
 
 /// Handles the beginning of a line that is longer than a request may be: only the content of a file may. Says how many
 /// bytes were used.
-fn handle_long_line(
-    connection: &mut Connection,
-    service: &mut Service,
-    gate: &mut Option<u64>,
-    host: &mut impl Host,
-    start: &[u8],
-) -> usize {
+fn handle_long_line(connection: &mut Connection, service: &mut Service, host: &mut impl Host, start: &[u8]) -> usize {
     let parsed = request::parse(start, connection.peer.audience());
     if let Ok(request) = &parsed
         && let Some(content_at) = request.content_at
     {
-        let batch = service.answer(connection, request.spec, host, |context| command::handle(context, request));
-        *gate = batch.or(*gate);
+        service.answer(connection, request.spec, host, |context| command::handle(context, request));
         if !matches!(connection.phase, Phase::Upload(_)) {
             // A peer that may send files has this one on its way in good faith; others have less patience coming.
             let is_known = command::is_authorised(&service.state, request.parameter(0), service.now);
@@ -308,18 +295,19 @@ fn download_step(connection: &mut Connection, service: &mut Service, host: &mut 
         return Step::Waiting;
     }
     if download.is_begun && download.sent == download.bytes {
-        let (transfer, batch) = (download.transfer, service.log.unsettled_at(download.lsn));
+        let (transfer, lsn) = (download.transfer, download.lsn);
         reply::download_end(connection.write.out());
-        connection.write.seal(batch);
+        connection.write.seal(service.log.unsettled_at(lsn));
         connection.phase = Phase::Requests;
         service.forget(transfer, false, host);
         return Step::Done;
     }
-    if connection.write.backlog() >= DOWNLOAD_BACKLOG_MAX {
+    // The first block is asked for at once, so that the file is open whatever becomes of its name.
+    if download.is_begun && connection.write.backlog() >= DOWNLOAD_BACKLOG_MAX {
         return Step::Waiting;
     }
     download.is_reading = true;
     let (transfer, file, offset, bytes) = (download.transfer, download.file, download.sent, download.next_bytes());
-    host.submit(Job::File(FileJob::Read { transfer, file, offset, bytes, spare: Vec::new() }));
+    host.submit(Job::File(FileJob::Read { transfer, file, offset, bytes }));
     Step::Waiting
 }

@@ -9,12 +9,12 @@ use crate::command::{Context, Outcome, PasswordWork, Task};
 use crate::connection::{Connection, ConnectionId, Delivery, Peer, Phase};
 use crate::engine::{Host, Job, Registration};
 use crate::files::{FileJob, TransferId};
-use crate::journal::{Log, Lsn};
+use crate::journal::{Log, Lsn, Need};
 use crate::limits::Limits;
 use crate::password::PasswordJob;
 use crate::refusal::Refusal;
 use crate::reply::{self, InboxWriter, Item};
-use crate::state::{Entry, State};
+use crate::state::{Entry, Mailbox, State};
 use crate::throttle::Throttle;
 use crate::transfer::{ContentReader, Download, Envelope, Upload};
 use crate::verb::{Spec, Verb};
@@ -91,15 +91,14 @@ impl Service {
         }
     }
 
-    /// Runs a handler for a connection and writes the answer, or begins what must come before it. Returns the batch that
-    /// the answer waits for.
+    /// Runs a handler for a connection and writes the answer, or begins what must come before it.
     pub(crate) fn answer(
         &mut self,
         connection: &mut Connection,
         spec: &'static Spec,
         host: &mut impl Host,
         handler: impl for<'e> FnOnce(&'e mut Context<'_>) -> Result<Outcome<'e>, Refusal>,
-    ) -> Option<u64> {
+    ) {
         let mut random = || host.random();
         let mut context = self.context(connection.peer, &mut random);
         let task = match handler(&mut context) {
@@ -115,17 +114,14 @@ impl Service {
         };
         match task {
             Some(Task::Password(work)) => self.begin_password(connection, work, host),
-            Some(Task::Inbox(user)) => return self.deliver(connection, spec, user),
+            Some(Task::Inbox(user)) => self.deliver(connection, spec, user),
             Some(Task::Upload(envelope)) => self.begin_upload(connection, spec, envelope),
             Some(Task::Download(file)) => self.begin_download(connection, spec, file),
             None => {
                 let shows_nothing = matches!(spec.verb, Verb::Ping | Verb::Help);
-                let batch = if shows_nothing { None } else { self.log.unsettled() };
-                connection.write.seal(batch);
-                return batch;
+                connection.write.seal(if shows_nothing { None } else { self.log.unsettled() });
             }
         }
-        None
     }
 
     pub(crate) fn refuse(&mut self, connection: &mut Connection, refusal: Refusal, spec: Option<&Spec>) {
@@ -145,26 +141,21 @@ impl Service {
     }
 
     /// Writes an INBOX reply. Its messages count as delivered once its last byte is taken by the kernel.
-    pub(crate) fn deliver(&mut self, connection: &mut Connection, spec: &'static Spec, user: UserId) -> Option<u64> {
+    pub(crate) fn deliver(&mut self, connection: &mut Connection, spec: &'static Spec, user: UserId) {
         let mailbox = self.state.user(user).map(|user| &user.mailbox);
         let unclaimed = mailbox.into_iter().flat_map(|mailbox| self.claims.unclaimed(user, mailbox));
         let entries: Vec<&Entry> = unclaimed.take(self.limits.inbox_messages_max).collect();
         let bytes_max = usize::try_from(self.limits.inbox_bytes_max).unwrap_or(usize::MAX);
         let items = entries.iter().map(|entry| item(entry));
         let count = self.inbox.write(connection.write.out(), items, bytes_max, spec.dialect);
-        let batch = match &entries[..count] {
-            [] => None,
-            [first, ..] => {
-                let last = entries.get(count - 1).unwrap_or(first);
-                let delivery = Delivery { user, first: first.id, last: last.id };
-                let batch = self.log.unsettled_at(last.lsn);
-                self.claims.add(delivery);
-                connection.deliveries.push_back((connection.write.end(), delivery));
-                batch
-            }
-        };
-        connection.write.seal(batch);
-        batch
+        if let [first, .., last] | [first @ last] = &entries[..count] {
+            let delivery = Delivery { user, first: first.id, last: last.id };
+            self.claims.add(delivery);
+            connection.deliveries.push_back((connection.write.end(), delivery));
+        }
+        // An empty reply tells something too: that what was there has been delivered.
+        let changed = mailbox.map(Mailbox::changed);
+        connection.write.seal(changed.and_then(|lsn| self.log.unsettled_at(lsn)));
     }
 
     pub(crate) fn begin_upload(&mut self, connection: &mut Connection, spec: &'static Spec, envelope: Envelope) {
@@ -188,8 +179,14 @@ impl Service {
     }
 
     pub(crate) fn begin_download(&mut self, connection: &mut Connection, spec: &'static Spec, file: FileId) {
+        if self.transfers.len() - self.uploads >= self.limits.downloads_max {
+            return self.refuse(connection, Refusal::ServerBusy, Some(spec));
+        }
         let transfer = self.next_transfer(connection.id);
-        let Some(stored) = self.state.file(file) else { return };
+        let Some(stored) = self.state.file(file) else {
+            self.transfers.remove(&transfer);
+            return self.refuse(connection, Refusal::NoSuchFile, Some(spec));
+        };
         let download = Download {
             transfer,
             spec,
@@ -229,7 +226,7 @@ impl Service {
         while let Some(delivery) = self.delivered.front() {
             let &Delivery { user, first, last } = delivery;
             let change = Change::Delivered { user, first, last };
-            let Ok(lsn) = self.log.append_reserved(&change) else { return };
+            let Ok(lsn) = self.log.append(&change, Need::Less) else { return };
             self.state.apply(&change, lsn);
             self.claims.remove(delivery);
             self.delivered.pop_front();
@@ -240,7 +237,7 @@ impl Service {
         for _ in 0..SESSIONS_EXPIRED_PER_TURN_MAX {
             let Some(session) = self.state.session_expired(self.now) else { return };
             let change = Change::SessionClosed { session };
-            let Ok(lsn) = self.log.append_reserved(&change) else { return };
+            let Ok(lsn) = self.log.append(&change, Need::Less) else { return };
             self.state.apply(&change, lsn);
         }
     }

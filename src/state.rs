@@ -104,6 +104,7 @@ pub struct Mailbox {
     entries: VecDeque<Entry>,
     bytes: u64,
     last_id: u64,
+    changed: Lsn,
 }
 
 /// A message in a mailbox.
@@ -173,6 +174,12 @@ impl Mailbox {
         self.bytes
     }
 
+    /// When in the order of changes it last changed.
+    #[must_use]
+    pub fn changed(&self) -> Lsn {
+        self.changed
+    }
+
     /// Where the first entry with at least this id stands.
     #[must_use]
     pub fn position(&self, id: u64) -> usize {
@@ -180,12 +187,14 @@ impl Mailbox {
     }
 
     fn push(&mut self, lsn: Lsn, message: Rc<Message>) {
+        self.changed = lsn;
         self.last_id += 1;
         self.bytes += message.text().len() as u64;
         self.entries.push_back(Entry { id: self.last_id, lsn, message });
     }
 
-    fn remove(&mut self, first: u64, last: u64) {
+    fn remove(&mut self, lsn: Lsn, first: u64, last: u64) {
+        self.changed = lsn;
         let range = self.position(first)..self.position(last.saturating_add(1));
         if range.start < range.end {
             self.bytes -= self.entries.drain(range).map(|entry| entry.message.text().len() as u64).sum::<u64>();
@@ -357,7 +366,7 @@ impl State {
             Change::MessageSent { from, to, at, text } => self.send(lsn, from, to, at, text),
             Change::Delivered { user, first, last } => {
                 if let Some(user) = self.user_mut(user) {
-                    user.mailbox.remove(first, last);
+                    user.mailbox.remove(lsn, first, last);
                 }
             }
             Change::FileStored { file, from, to, bytes, name } => self.store_file(lsn, file, from, to, bytes, name),

@@ -34,6 +34,7 @@ pub struct Store {
 pub enum StoreError {
     Data(DataError),
     Journal(OpenError),
+    JournalLost(String),
     Io(String, io::Error),
 }
 
@@ -42,6 +43,9 @@ impl fmt::Display for StoreError {
         match self {
             Self::Data(error) => error.fmt(f),
             Self::Journal(error) => error.fmt(f),
+            Self::JournalLost(path) => {
+                write!(f, "there are stored files, and the journal {path} that should list them is empty")
+            }
             Self::Io(path, error) => write!(f, "{path}: {error}"),
         }
     }
@@ -67,6 +71,9 @@ impl Store {
         };
         journal.make_room().map_err(failed(journal.path()))?;
         let files = FileStore::new(directory.files());
+        if recovered.changes == 0 && files.has_any().map_err(failed(&directory.files()))? {
+            return Err(StoreError::JournalLost(journal.path().display().to_string()));
+        }
         let strays = files.remove_strays(|file| state.file(file).is_some()).map_err(failed(&directory.files()))?;
         let ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
         info!(changes = recovered.changes, strays, ms, "data directory {} recovered", root.display());
@@ -95,6 +102,8 @@ pub enum WorkError {
     Journal(String, io::Error),
     Files(FileError),
     Password(HashError),
+    /// A helper thread ended that should not have; its name.
+    Thread(&'static str),
 }
 
 impl WorkError {
@@ -111,6 +120,7 @@ impl fmt::Display for WorkError {
             Self::Journal(path, error) => write!(f, "the journal could not be written: {path}: {error}"),
             Self::Files(error) => write!(f, "a file could not be stored: {error}"),
             Self::Password(error) => error.fmt(f),
+            Self::Thread(name) => write!(f, "the {name} thread ended in the middle of its work"),
         }
     }
 }
@@ -148,8 +158,13 @@ pub fn write(journal: &mut Journal, mut batches: Vec<Batch>, sync: Sync) -> Resu
         Sync::Interval if journal.is_sync_due() => journal.sync(),
         Sync::Interval => Ok(()),
     });
-    let room = written.and_then(|()| journal.make_room());
-    let room = room.map_err(|error| WorkError::journal(journal, error))?;
+    written.and_then(|()| journal.make_room()).map_err(|error| WorkError::journal(journal, error))?;
     let last = batches.pop().unwrap_or_default();
-    Ok([Completion::Settled { batch: last, synced: journal.synced() }, Completion::Room(room)])
+    Ok([Completion::Settled { batch: last, synced: journal.synced() }, room(journal)])
+}
+
+/// What the loop is to know of the journal's room.
+#[must_use]
+pub fn room(journal: &Journal) -> Completion {
+    Completion::Room { room: journal.room(), is_full: journal.is_full() }
 }

@@ -43,6 +43,20 @@ impl Reporter {
     }
 }
 
+/// Says so when its thread panics: who waits for that thread would wait for ever.
+struct Watch {
+    name: &'static str,
+    reporter: Reporter,
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            self.reporter.say(Err(WorkError::Thread(self.name)));
+        }
+    }
+}
+
 impl Threads {
     /// Starts the threads. Each report wakes the loop through `waker`.
     ///
@@ -55,9 +69,14 @@ impl Threads {
         let (journal_jobs, batches) = mpsc::channel();
         let (file_jobs, files_to_do) = mpsc::channel();
         let (password_jobs, passwords_to_do) = mpsc::channel();
-        let spawn =
-            |name: &str, work: Box<dyn FnOnce() + Send>| thread::Builder::new().name(name.to_owned()).spawn(work);
-        let (for_journal, for_files, for_passwords) = (reporter.clone(), reporter.clone(), reporter);
+        let spawn = |name: &'static str, work: Box<dyn FnOnce() + Send>| {
+            let watch = Watch { name, reporter: reporter.clone() };
+            thread::Builder::new().name(name.to_owned()).spawn(move || {
+                let _watch = watch;
+                work();
+            })
+        };
+        let (for_journal, for_files, for_passwords) = (reporter.clone(), reporter.clone(), reporter.clone());
         let handles = vec![
             spawn("journal", Box::new(move || run_journal(journal, sync, &batches, &for_journal)))?,
             spawn("files", Box::new(move || run_files(files, &files_to_do, &for_files)))?,
@@ -74,7 +93,7 @@ impl Threads {
             Job::Password(job) => self.passwords.send(job).is_ok(),
         };
         if !is_taken {
-            tracing::debug!("a job came for a thread that has ended");
+            tracing::debug!("a job came for a thread that has ended, and has said why");
         }
     }
 
@@ -91,9 +110,8 @@ impl Threads {
     pub fn finish(self) -> Result<(), WorkError> {
         drop((self.journal, self.files, self.passwords));
         for handle in self.handles {
-            if handle.join().is_err() {
-                tracing::error!("a helper thread panicked");
-            }
+            // One that panicked has reported it.
+            drop(handle.join());
         }
         self.reports.iter().try_for_each(|report| report.map(drop))
     }
@@ -109,13 +127,13 @@ fn run_journal(mut journal: Journal, sync: Sync, batches: &Receiver<Batch>, repo
                 store::write(&mut journal, together, sync).map(Vec::from)
             }
             Err(RecvTimeoutError::Timeout) => {
-                let room = journal.sync().and_then(|()| journal.make_room());
-                room.map(|room| vec![Completion::Room(room)]).map_err(|error| WorkError::journal(&journal, error))
+                let worked = journal.sync().and_then(|()| journal.make_room());
+                worked.map(|()| vec![store::room(&journal)]).map_err(|error| WorkError::journal(&journal, error))
             }
             Err(RecvTimeoutError::Disconnected) => {
-                // Nobody is left to hear how it went, but for the one who waits for this thread to end.
-                if let Err(error) = journal.sync() {
-                    reporter.say(Err(WorkError::journal(&journal, error)));
+                let path = journal.path().display().to_string();
+                if let Err(error) = journal.close() {
+                    reporter.say(Err(WorkError::Journal(path, error)));
                 }
                 return;
             }

@@ -24,8 +24,8 @@ use base64::engine::general_purpose::STANDARD;
 use common::{JOURNAL_START, MemoryWorkers};
 use kurir::change::Change;
 use kurir::connection::{ConnectionId, Peer};
-use kurir::engine::{Completion, Engine, Host, Job, Registration};
-use kurir::journal::{Journal, Log, Lsn};
+use kurir::engine::{Engine, Host, Job, Registration};
+use kurir::journal::{Journal, Log, Need};
 use kurir::limits::Limits;
 use kurir::state::State;
 use serde_json::Value;
@@ -35,7 +35,6 @@ const STEPS: usize = 1500;
 const USERS: [&str; 4] = ["messi", "henderson", "lineker", "pele"];
 const GROUP: &str = "group1";
 const END: &[u8] = b"\r\n\r\n";
-const PLENTY: Lsn = Lsn(1 << 40);
 
 #[test]
 fn clients_and_the_model_agree_whatever_the_network_does() {
@@ -59,6 +58,7 @@ fn clients_and_the_model_agree_whatever_the_network_does() {
         assert!(seen.crashes > 100, "{seen:?}");
         assert!(seen.broken > 500, "{seen:?}");
         assert!(seen.files > 200, "{seen:?}");
+        assert!(seen.downloads > 200, "{seen:?}");
         assert!(seen.refused > 100, "{seen:?}");
         assert!(seen.cut_short > 50, "{seen:?}");
     }
@@ -73,6 +73,7 @@ struct Seen {
     crashes: usize,
     broken: usize,
     files: usize,
+    downloads: usize,
     refused: usize,
     /// INBOX replies of which only a part got out.
     cut_short: usize,
@@ -86,6 +87,7 @@ impl Seen {
         self.crashes += other.crashes;
         self.broken += other.broken;
         self.files += other.files;
+        self.downloads += other.downloads;
         self.refused += other.refused;
         self.cut_short += other.cut_short;
     }
@@ -118,7 +120,7 @@ enum Asked {
     Message { to: Vec<usize>, text: String },
     Inbox(usize),
     File { from: usize, to: usize, name: String },
-    Download,
+    Download { user: usize, party: usize, name: String },
     Other,
 }
 
@@ -173,8 +175,10 @@ struct Model {
     order: BTreeMap<(ConnectionId, usize), Vec<String>>,
     /// Listed: sender, receiver and name.
     files: BTreeSet<(usize, usize, String)>,
-    /// What was ever sent as the content of a file.
-    contents: BTreeSet<Vec<u8>>,
+    /// What was ever sent as the content of a file: by whom, to whom and under what name.
+    contents: BTreeSet<(usize, usize, String, Vec<u8>)>,
+    /// Every text that was ever sent as a message.
+    texts: BTreeSet<String>,
 }
 
 impl Host for Net {
@@ -239,12 +243,12 @@ impl World {
     fn new(seed: u64) -> Self {
         let mut random = Random(seed);
         let mut state = State::default();
-        let mut log = Log::new(7, JOURNAL_START, PLENTY);
+        let mut log = Log::new(7, JOURNAL_START);
         let mut workers = MemoryWorkers::default();
         let hash = common::hash("surabaya");
         for name in USERS {
             let change = Change::UserAdded { user: state.next_user(), name, password_hash: &hash };
-            let lsn = log.append(&change).unwrap();
+            let lsn = log.append(&change, Need::More).unwrap();
             state.apply(&change, lsn);
         }
         let owner = state.user_named(USERS[0]).unwrap();
@@ -254,9 +258,10 @@ impl World {
             changes.push(Change::MemberJoined { group, user: state.user_named(name).unwrap() });
         }
         for change in &changes {
-            let lsn = log.append(change).unwrap();
+            let lsn = log.append(change, Need::More).unwrap();
             state.apply(change, lsn);
         }
+        workers.is_room_tight = random.one_in(3);
         let batch = log.take_batch().unwrap();
         workers.durable.extend_from_slice(&batch.bytes);
         let end = batch.end();
@@ -352,12 +357,15 @@ impl World {
         match self.random.below(20) {
             0..=7 => {
                 let filler = "x".repeat(self.random.below(60));
-                let text = format!("m{} {filler}", self.sent);
-                let request = format!("SEND MESSAGE {token} {} {text}", USERS[other]);
+                let text = format!("m{} {filler}x", self.sent);
+                self.model.texts.insert(text.clone());
+                let verb = ["SEND MESSAGE", "send message", "send"][self.random.below(3)];
+                let request = format!("{verb} {token} {} {text}", USERS[other]);
                 (request, Asked::Message { to: vec![other], text })
             }
             8..=9 => {
                 let text = format!("g{}", self.sent);
+                self.model.texts.insert(text.clone());
                 let to = (0..3).filter(|member| *member != user).collect();
                 let to = if user < 3 { to } else { Vec::new() };
                 (format!("SEND GROUP MESSAGE {token} {GROUP} {text}"), Asked::Message { to, text })
@@ -369,17 +377,13 @@ impl World {
                 let content: Vec<u8> = (0..bytes).map(|_| self.random.next().to_le_bytes()[0]).collect();
                 let name = format!("f{}", self.random.below(4));
                 let request = format!("SEND FILE {token} {} {name} {}", USERS[other], STANDARD.encode(&content));
-                self.model.contents.insert(content);
+                self.model.contents.insert((user, other, name.clone(), content));
                 (request, Asked::File { from: user, to: other, name })
             }
             17 => {
-                let known: Vec<_> = self.model.files.iter().filter(|(_, to, _)| *to == user).cloned().collect();
-                match known.get(self.random.below(known.len())) {
-                    Some((from, _, name)) => {
-                        (format!("DOWNLOAD FILE {token} {} {name}", USERS[*from]), Asked::Download)
-                    }
-                    None => ("PING".to_owned(), Asked::Other),
-                }
+                let name = format!("f{}", self.random.below(4));
+                let request = format!("DOWNLOAD FILE {token} {} {name}", USERS[other]);
+                (request, Asked::Download { user, party: other, name })
             }
             18 => (format!("SEND MESSAGE {token} nobody r{}", self.sent), Asked::Other),
             _ => (
@@ -436,7 +440,7 @@ impl World {
     fn disk(&mut self) {
         self.workers.is_disk_full = !self.workers.is_disk_full;
         let room = self.workers.room();
-        self.engine().complete(Completion::Room(room));
+        self.engine().complete(room);
     }
 
     /// A client goes without a word; replies that it has not read are lost to it.
@@ -536,11 +540,13 @@ impl World {
                 self.seen.files += 1;
                 self.model.files.insert((from, to, name));
             }
-            Asked::Download if is_ok => {
+            Asked::Download { user, party, name } if is_ok => {
+                self.seen.downloads += 1;
                 let data = STANDARD.decode(reply["data"].as_str().unwrap()).unwrap();
-                assert!(self.model.contents.contains(&data), "a file came back that nobody sent");
+                let was_sent = |from, to| self.model.contents.contains(&(from, to, name.clone(), data.clone()));
+                assert!(was_sent(user, party) || was_sent(party, user), "a file came back that nobody sent so");
             }
-            Asked::Login(_) | Asked::Inbox(_) | Asked::File { .. } | Asked::Download | Asked::Other => {}
+            Asked::Login(_) | Asked::Inbox(_) | Asked::File { .. } | Asked::Download { .. } | Asked::Other => {}
         }
     }
 
@@ -559,6 +565,7 @@ impl World {
                     assert_eq!(before, id, "{} is given again with another id", key.1);
                 }
                 assert!(!self.model.delivered.contains_key(&key), "{} was delivered twice", key.1);
+                assert!(self.model.texts.contains(&key.1), "{} was never sent", key.1);
                 assert!(!self.model.refused.contains(&key.1), "{} was refused and delivered", key.1);
                 self.seen.delivered += 1;
                 self.model.delivered.insert(key, id);
@@ -589,7 +596,8 @@ impl World {
         }
         self.read_replies();
         for line in self.net.lines.values() {
-            assert!(line.asked.is_empty() || line.is_ended, "not answered: {:?}", line.asked);
+            assert!(line.asked.is_empty(), "not answered: {:?}", line.asked);
+            assert!(!line.is_ended, "a connection that its client had ended was not closed");
         }
     }
 
@@ -655,7 +663,5 @@ fn reopen(records: &[u8]) -> (State, Log, usize) {
     let mut state = State::default();
     let (journal, recovered) = Journal::open(directory.path(), |change, lsn| state.apply(change, lsn)).unwrap();
     state.take_freed_files();
-    let mut log = journal.log();
-    log.set_room(PLENTY);
-    (state, log, records.len() - usize::try_from(recovered.torn_bytes).unwrap())
+    (state, Log::new(7, journal.log().end()), records.len() - usize::try_from(recovered.torn_bytes).unwrap())
 }

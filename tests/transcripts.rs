@@ -9,6 +9,7 @@
 //! | `messi< REPLY` | the next that it receives is exactly this, and the reply's end |
 //! | `messi< (nothing)` | it has received nothing more |
 //! | `messi< (closed)` | the server has closed the connection, and nothing more came |
+//! | `messi takes N bytes` | the kernel takes no more than this for the connection |
 //! | `messi! (gone)` | the connection breaks |
 //! | `limits FLAGS`, `registration open\|closed\|N per minute` | how the server is set up; only before the first connection |
 //! | `clock +N ms\|s\|d`, `disk full\|free`, `passwords hold\|release` | what happens around it |
@@ -67,12 +68,14 @@ transcripts! {
     delete_file
     disk_full
     download_file
+    downloads_at_once
     end_of_stream
     file_limits
     framing
     group_members
     help_and_ping
     inbox
+    inbox_again
     inbox_limits
     join_group
     leave_group
@@ -171,7 +174,7 @@ impl Conversation {
         } else if let Some(disk) = line.strip_prefix("disk ") {
             self.local.workers.is_disk_full = disk == "full";
             let room = self.local.workers.room();
-            self.local.engine.complete(Completion::Room(room));
+            self.local.engine.complete(room);
         } else if line == "passwords hold" {
             self.local.workers.held_passwords = Some(Vec::new());
         } else if line == "passwords release" {
@@ -182,7 +185,11 @@ impl Conversation {
             self.expect(name, expected, place);
         } else if let Some(name) = line.strip_suffix("! (gone)") {
             let id = self.connections.remove(name).unwrap();
+            self.received.remove(name);
             self.local.break_off(id);
+        } else if let Some((name, bytes)) = line.strip_suffix(" bytes").and_then(|line| line.split_once(" takes ")) {
+            let id = self.connection(name);
+            self.local.set_output_room(id, bytes.parse().unwrap());
         } else if let Some((name, bytes)) = line.split_once(">> ") {
             self.send(name, &self.bytes(bytes, place));
         } else if let Some((name, request)) = line.split_once("> ") {

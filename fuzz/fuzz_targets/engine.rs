@@ -51,7 +51,7 @@ impl Workers for Memory {
                 assert!(self.files.insert(file, content).is_none(), "a file id was given twice");
                 report(Completion::File(FileDone::Stored(transfer)));
             }
-            Job::File(FileJob::Read { transfer, file, offset, bytes, .. }) => {
+            Job::File(FileJob::Read { transfer, file, offset, bytes }) => {
                 let start = usize::try_from(offset).expect("small");
                 let done = match self.files.get(&file).and_then(|content| content.get(start..start + bytes)) {
                     Some(block) => FileDone::Block(transfer, block.to_vec()),
@@ -93,7 +93,7 @@ fuzz_target!(|data: &[u8]| {
         ..Limits::default()
     };
     let registration = Registration { is_open: true, per_minute_max: 0 };
-    let engine = Engine::new(limits, registration, State::default(), Log::new(0, Lsn(20), Lsn(1 << 40)));
+    let engine = Engine::new(limits, registration, State::default(), Log::new(0, Lsn(20)));
     let mut local = Local::new(engine, Memory::default(), 1_767_225_600_000);
     let setup = local.open(Peer::Admin);
     for line in

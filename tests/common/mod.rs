@@ -11,7 +11,7 @@ use std::convert::Infallible;
 use kurir::change::FileId;
 use kurir::engine::{Completion, Engine, Job, Registration};
 use kurir::files::{FileDone, FileJob, TransferId};
-use kurir::journal::{Batch, Log, Lsn};
+use kurir::journal::{Batch, Log, Lsn, RESERVE_BYTES, WAIT_BYTES};
 use kurir::limits::Limits;
 use kurir::local::Workers;
 use kurir::password::{PasswordDone, PasswordJob};
@@ -21,6 +21,7 @@ use kurir::state::State;
 pub(crate) const JOURNAL_START: Lsn = Lsn(20);
 const SALT: u32 = 7;
 const PLENTY: u64 = 1 << 40;
+const TIGHT_BYTES: u64 = 600;
 
 /// Does every job at once, in memory.
 #[derive(Default)]
@@ -34,13 +35,15 @@ pub(crate) struct MemoryWorkers {
     downloads: HashMap<TransferId, Vec<u8>>,
     /// Nothing more fits on the disk.
     pub(crate) is_disk_full: bool,
+    /// Room is made in small steps, so that requests must wait for it.
+    pub(crate) is_room_tight: bool,
     /// Password jobs wait here while this is set.
     pub(crate) held_passwords: Option<Vec<PasswordJob>>,
 }
 
 /// A fresh engine with room for everything.
 pub(crate) fn engine(limits: Limits, registration: Registration) -> Engine {
-    Engine::new(limits, registration, State::default(), Log::new(SALT, JOURNAL_START, Lsn(PLENTY)))
+    Engine::new(limits, registration, State::default(), Log::new(SALT, JOURNAL_START))
 }
 
 /// What a password is kept as.
@@ -55,11 +58,15 @@ pub(crate) fn check(job: &PasswordJob) -> PasswordDone {
 }
 
 impl MemoryWorkers {
-    /// Where the room of the disk ends. On a full one, what is kept for changes that make the server smaller is left.
-    pub(crate) fn room(&self) -> Lsn {
-        const RESERVE_BYTES: u64 = 256 * 1024;
+    /// What room the disk has for the journal.
+    pub(crate) fn room(&self) -> Completion {
         let end = JOURNAL_START.0 + self.durable.len() as u64;
-        if self.is_disk_full { Lsn(end + RESERVE_BYTES) } else { Lsn(PLENTY) }
+        let (ahead, is_full) = match (self.is_disk_full, self.is_room_tight) {
+            (true, _) => (RESERVE_BYTES, true),
+            (false, true) => (WAIT_BYTES + TIGHT_BYTES, false),
+            (false, false) => (PLENTY, false),
+        };
+        Completion::Room { room: Lsn(end + ahead), is_full }
     }
 
     fn write(&mut self, batch: Batch) -> Completion {
@@ -91,7 +98,7 @@ impl MemoryWorkers {
                 self.downloads.remove(&transfer);
                 None
             }
-            FileJob::Read { transfer, file, offset, bytes, .. } => {
+            FileJob::Read { transfer, file, offset, bytes } => {
                 if let Some(content) = self.files.get(&file)
                     && !self.downloads.contains_key(&transfer)
                 {
@@ -128,7 +135,10 @@ impl Workers for MemoryWorkers {
 
     fn run(&mut self, job: Job, mut report: impl FnMut(Completion)) -> Result<(), Infallible> {
         match job {
-            Job::Journal(batch) => report(self.write(batch)),
+            Job::Journal(batch) => {
+                report(self.write(batch));
+                report(self.room());
+            }
             Job::Password(job) => match &mut self.held_passwords {
                 Some(held) => held.push(job),
                 None => report(Completion::Password(check(&job))),
