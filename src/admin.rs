@@ -4,19 +4,21 @@ use std::fmt;
 use std::io::{self, ErrorKind};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde_json::Value;
 
+use crate::change::{Change, UserId};
 use crate::client::{Client, ClientError};
 use crate::connection::Peer;
 use crate::data;
 use crate::engine::{Engine, Registration};
+use crate::journal::{Need, Sync};
 use crate::limits::Limits;
 use crate::local::Local;
 use crate::password::{HashError, Hasher};
 use crate::refusal::Refusal;
-use crate::store::{Store, StoreError, StoreWorkers, WorkError};
+use crate::state::State;
+use crate::store::{self, Store, StoreError, StoreWorkers, WorkError};
 
 /// The accounts of a demonstration.
 pub const DEMO_USERS: [&str; 3] = ["messi", "henderson", "lineker"];
@@ -81,78 +83,61 @@ pub fn request(root: &Path, line: &str, may_create: bool) -> Result<Value, Admin
                 return Err(AdminError::NoData(root.to_owned()));
             }
             let store = Store::open(root).map_err(AdminError::Store)?;
-            Offline::new(store)?.request(line)
+            request_offline(store, line)
         }
         Err(error) => Err(AdminError::Socket(path, error)),
     }
 }
 
-/// Makes the demonstration accounts and their group, those of them that are missing.
+/// Makes the demonstration accounts and their group, those of them that are missing, all at once.
 ///
 /// # Errors
 /// [`AdminError`]
-pub fn make_demo(store: Store) -> Result<Store, AdminError> {
-    let mut offline = Offline::new(store)?;
-    let state = offline.local.engine.state();
-    let is_its_own = DEMO_USERS.into_iter().all(|name| state.user_named(name).is_none()) && state.users().count() > 0;
-    if is_its_own {
+pub fn make_demo(store: &mut Store, hasher: &mut Hasher) -> Result<(), AdminError> {
+    let Store { state, journal, .. } = store;
+    let missing: Vec<&str> = DEMO_USERS.into_iter().filter(|name| state.user_named(name).is_none()).collect();
+    if missing.len() == DEMO_USERS.len() && state.users().next().is_some() {
         return Err(AdminError::NotForDemo);
     }
-    let missing: Vec<&str> = DEMO_USERS.into_iter().filter(|name| state.user_named(name).is_none()).collect();
-    let has_group = state.is_taken(DEMO_GROUP);
-    for name in missing {
-        offline.request(&format!("USER ADD {name} {DEMO_PASSWORD}"))?;
-    }
-    if has_group {
-        return Ok(offline.into_store());
-    }
-    let [owner, members @ ..] = DEMO_USERS;
-    let login = match offline.request(&format!("AUTH {owner} {DEMO_PASSWORD}")) {
-        // Whoever gave the account another password has made the demonstration his own.
-        Err(AdminError::Refused(_)) => return Ok(offline.into_store()),
-        login => login?,
+    let mut log = journal.log();
+    let mut make = |state: &mut State, change: &Change<'_>| -> Result<(), AdminError> {
+        let lsn = log.append(change, Need::More).map_err(|_| AdminError::Refused("the disk is full".to_owned()))?;
+        state.apply(change, lsn);
+        Ok(())
     };
-    let token = login["data"].as_str().unwrap_or_default();
-    offline.request(&format!("CREATE GROUP {token} {DEMO_GROUP}"))?;
-    for member in members {
-        offline.request(&format!("ADD MEMBER {token} {DEMO_GROUP} {member}"))?;
+    for name in missing {
+        let password_hash = hasher.hash(DEMO_PASSWORD).map_err(AdminError::Hash)?;
+        make(state, &Change::UserAdded { user: state.next_user(), name, password_hash: &password_hash })?;
     }
-    offline.request(&format!("LOGOUT {token}"))?;
-    Ok(offline.into_store())
+    let members: Vec<UserId> = DEMO_USERS.iter().filter_map(|name| state.user_named(name)).collect();
+    if let Some(owner) = members.first().copied().filter(|_| !state.is_taken(DEMO_GROUP)) {
+        let group = state.next_group();
+        make(state, &Change::GroupCreated { group, name: DEMO_GROUP, owner, secret_hash: None })?;
+    }
+    if let Some(group) = state.group_named(DEMO_GROUP) {
+        for user in members.into_iter().filter(|user| !state.is_member(group, *user)).collect::<Vec<_>>() {
+            make(state, &Change::MemberJoined { group, user })?;
+        }
+    }
+    if let Some(batch) = log.take_batch() {
+        store::write(journal, vec![batch], Sync::Always).map_err(AdminError::Work)?;
+    }
+    Ok(())
 }
 
-/// A data directory that no server holds, with the engine in memory.
-struct Offline {
-    local: Local<StoreWorkers>,
-    /// Held, so that no server starts meanwhile.
-    directory: data::DataDirectory,
-}
-
-impl Offline {
-    fn new(store: Store) -> Result<Self, AdminError> {
-        let Store { directory, state, journal, files } = store;
-        let registration = Registration { is_open: false, per_minute_max: 0 };
-        let engine = Engine::new(Limits::default(), registration, state, journal.log());
-        let hasher = Hasher::new().map_err(AdminError::Hash)?;
-        let local = Local::new(engine, StoreWorkers { journal, files, hasher }, now());
-        Ok(Self { local, directory })
-    }
-
-    fn into_store(self) -> Store {
-        let StoreWorkers { journal, files, .. } = self.local.workers;
-        Store { directory: self.directory, state: self.local.engine.into_state(), journal, files }
-    }
-
-    fn request(&mut self, line: &str) -> Result<Value, AdminError> {
-        let id = self.local.open(Peer::Admin);
-        let reply = self.local.request(id, line).map_err(AdminError::Work)?;
-        Ok(Client::new(io::Cursor::new(reply)).reply()?)
-    }
-}
-
-/// The clock, in milliseconds since 1970, UTC.
-#[must_use]
-pub fn now() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+/// The same on a data directory that no server holds, with the engine in memory.
+fn request_offline(store: Store, line: &str) -> Result<Value, AdminError> {
+    // The directory is held, so that no server starts meanwhile.
+    let Store { directory: _held, state, journal, files } = store;
+    let registration = Registration { is_open: false, per_minute_max: 0 };
+    let engine = Engine::new(Limits::default(), registration, state, journal.log());
+    let hasher = Hasher::new().map_err(AdminError::Hash)?;
+    // What an administrator does bears no time.
+    let mut local = Local::new(engine, StoreWorkers { journal, files, hasher }, 0);
+    let id = local.open(Peer::Admin);
+    let reply = local.request(id, line).map_err(AdminError::Work)?;
+    let journal = local.workers.journal;
+    let path = journal.path().display().to_string();
+    journal.close().map_err(|error| AdminError::Work(WorkError::Journal(path, error)))?;
+    Ok(Client::new(io::Cursor::new(reply)).reply()?)
 }

@@ -11,6 +11,7 @@ use rustix::fs::Mode;
 use rustix::process::umask;
 use serde_json::Value;
 use tracing::level_filters::LevelFilter;
+use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
 
 use crate::admin::{self, AdminError};
 use crate::engine::Registration;
@@ -187,15 +188,37 @@ struct PasswordSource {
 pub fn main() -> ExitCode {
     // Whatever this program makes is for its owner alone.
     umask(Mode::RWXG | Mode::RWXO);
-    match Arguments::parse().command {
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) if error.use_stderr() => return fail(EXIT_USAGE, &in_one_line(&error)),
+        Err(help) => return print_help(&help),
+    };
+    match arguments.command {
         Command::Serve(arguments) => serve(*arguments),
         Command::User(command) => user(&command),
         Command::Group(GroupCommand::List { data }) => administer(&data, "GROUP LIST", false, print_groups),
     }
 }
 
+/// What is wrong, without the usage that stands below it.
+fn in_one_line(error: &clap::Error) -> String {
+    let text = error.render().to_string();
+    let first = text.split("\n\n").next().unwrap_or_default();
+    let words: Vec<&str> = first.split_whitespace().collect();
+    let words = words.join(" ");
+    format!("{} (see kurir --help)", words.strip_prefix("error: ").unwrap_or(&words))
+}
+
+fn print_help(help: &clap::Error) -> ExitCode {
+    match help.print() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+        Err(error) => fail(EXIT_FAILED, &error),
+    }
+}
+
 fn serve(arguments: Serve) -> ExitCode {
-    start_log(arguments.log, arguments.log_format);
+    let _log = start_log(arguments.log, arguments.log_format);
     let options = match server_options(arguments) {
         Ok(options) => options,
         Err(text) => return fail(EXIT_USAGE, &text),
@@ -244,7 +267,10 @@ fn server_options(arguments: Serve) -> Result<ServerOptions, String> {
     Ok(ServerOptions { listen, data, registration, limits, is_demo: demo, sync })
 }
 
-fn start_log(level: Level, format: LogFormat) {
+/// Lines are written by a thread of their own, so that standard error can be full, slow or gone without a request waiting
+/// for it. They are written as long as what this returns is kept.
+fn start_log(level: Level, format: LogFormat) -> WorkerGuard {
+    let (writer, guard) = NonBlockingBuilder::default().thread_name("log").finish(io::stderr());
     let level = match level {
         Level::Off => LevelFilter::OFF,
         Level::Error => LevelFilter::ERROR,
@@ -257,11 +283,13 @@ fn start_log(level: Level, format: LogFormat) {
         .with_max_level(level)
         .with_target(false)
         .with_ansi(io::stderr().is_terminal())
-        .with_writer(io::stderr);
+        .log_internal_errors(false)
+        .with_writer(writer);
     match format {
         LogFormat::Text => log.init(),
         LogFormat::Json => log.json().init(),
     }
+    guard
 }
 
 fn user(command: &UserCommand) -> ExitCode {
@@ -328,7 +356,7 @@ fn administer(data: &Data, line: &str, may_create: bool, print: impl FnOnce(&Val
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
             Err(error) => fail(EXIT_FAILED, &error),
         },
-        Err(error @ AdminError::Refused(_)) => fail(EXIT_FAILED, &error),
+        Err(error @ (AdminError::Refused(_) | AdminError::Work(_))) => fail(EXIT_FAILED, &error),
         Err(error) => fail(EXIT_USAGE, &error),
     }
 }
@@ -348,6 +376,7 @@ fn print_groups(groups: &Value) -> io::Result<()> {
 
 /// Says on standard error, in one line, what went wrong.
 fn fail(code: u8, error: &impl Display) -> ExitCode {
-    eprintln!("kurir: {error}");
+    // Where even this cannot be said, the exit code has to do.
+    drop(writeln!(io::stderr(), "kurir: {error}"));
     ExitCode::from(code)
 }

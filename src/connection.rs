@@ -116,6 +116,8 @@ pub struct Connection {
     pub(crate) is_unflushed: bool,
     /// Nothing more is served; it goes once all is written.
     pub(crate) closing: Option<CloseReason>,
+    /// All is written, and the peer was told that nothing more comes; it is closed once the peer has ended too.
+    pub(crate) is_lingering: bool,
     /// INBOX replies on their way, each with where it ends in the stream of replies.
     pub(crate) deliveries: VecDeque<(u64, Delivery)>,
 }
@@ -134,6 +136,7 @@ impl Connection {
             is_queued: false,
             is_unflushed: false,
             closing: None,
+            is_lingering: false,
             deliveries: VecDeque::new(),
         }
     }

@@ -22,7 +22,7 @@ use crate::limits::Limits;
 use crate::password::{PasswordDone, PasswordJob};
 use crate::refusal::Refusal;
 use crate::reply::{self};
-use crate::serve::{Stop, serve_within_budget};
+use crate::serve::{Stop, discard_input, serve_within_budget};
 use crate::service::{Service, Storing};
 use crate::state::State;
 use crate::transfer::{self};
@@ -44,6 +44,9 @@ pub trait Host {
     /// # Errors
     /// As for a socket; [`ErrorKind::WouldBlock`] when it takes nothing now.
     fn write(&mut self, connection: ConnectionId, from: &[u8]) -> io::Result<usize>;
+
+    /// Tells the peer that nothing more will be sent.
+    fn end(&mut self, connection: ConnectionId);
 
     /// Closes a connection; its id is not used again.
     fn close(&mut self, connection: ConnectionId);
@@ -109,6 +112,8 @@ pub struct Engine {
     /// Connections with requests that wait for room in the journal.
     stalled: Vec<ConnectionId>,
     closed: Vec<(ConnectionId, CloseReason)>,
+    /// Connections that have been told that nothing more comes, and when they are closed at the latest.
+    lingering: VecDeque<(u64, ConnectionId)>,
     spare_buffers: Vec<Vec<u8>>,
     is_stopping: bool,
 }
@@ -127,6 +132,7 @@ impl Engine {
             gated: BTreeSet::new(),
             stalled: Vec::new(),
             closed: Vec::new(),
+            lingering: VecDeque::new(),
             spare_buffers: Vec::new(),
             is_stopping: false,
         }
@@ -136,12 +142,6 @@ impl Engine {
     #[must_use]
     pub fn state(&self) -> &State {
         &self.service.state
-    }
-
-    /// The state, to go on with elsewhere.
-    #[must_use]
-    pub fn into_state(self) -> State {
-        self.service.state
     }
 
     /// The bounds it keeps.
@@ -203,6 +203,12 @@ impl Engine {
             || self.service.log.has_open_changes()
     }
 
+    /// When a turn is due at the latest, in milliseconds since 1970, UTC.
+    #[must_use]
+    pub fn next_deadline(&self) -> Option<u64> {
+        self.lingering.front().map(|(until, _)| *until)
+    }
+
     /// Takes nothing new any more: what was received is served, answered, and then every connection is closed.
     pub fn stop(&mut self) {
         self.is_stopping = true;
@@ -244,6 +250,11 @@ impl Engine {
             self.flush(id, host);
         }
         self.service.write_down_deliveries();
+        while let Some((_, id)) = self.lingering.pop_front_if(|(until, _)| *until <= now) {
+            if let Some(reason) = find(&mut self.connections, id).and_then(|connection| connection.closing) {
+                self.closed.push((id, reason));
+            }
+        }
         self.reap(host);
     }
 
@@ -406,7 +417,13 @@ impl Engine {
     fn serve(&mut self, id: ConnectionId, host: &mut impl Host) {
         let Some(connection) = find(&mut self.connections, id) else { return };
         connection.is_queued = false;
-        if connection.closing.is_some() {
+        if let Some(reason) = connection.closing {
+            match discard_input(connection, &mut self.spare_buffers, host) {
+                Ok(Stop::Budget) => enqueue(connection, &mut self.run_queue),
+                Ok(_) if connection.is_ended => mark_unflushed(connection, &mut self.unflushed),
+                Ok(_) => {}
+                Err(_) => self.closed.push((id, reason)),
+            }
             return;
         }
         let service = &mut self.service;
@@ -456,7 +473,15 @@ impl Engine {
             self.gated.insert((batch, id));
         }
         if let Some(reason) = connection.closing.filter(|_| connection.write.is_empty()) {
-            self.closed.push((id, reason));
+            if connection.is_ended || reason == CloseReason::ServerFull {
+                self.closed.push((id, reason));
+            } else if !connection.is_lingering {
+                // Closed at once, a socket to which something still comes takes back what its peer has not read yet.
+                host.end(id);
+                connection.is_lingering = true;
+                self.lingering.push_back((self.service.now + self.service.limits.linger_ms_max, id));
+                enqueue(connection, &mut self.run_queue);
+            }
         }
         if connection.write.backlog() < had_backlog && connection.closing.is_none() {
             // There may be requests that waited for room, or the next block of a download.

@@ -90,6 +90,10 @@ pub struct Limits {
     #[arg(long, env = "KURIR_TOKENS_PER_USER_MAX", value_name = "N", default_value_t = 100)]
     pub tokens_per_user_max: usize,
 
+    /// How long a connection that the server ends waits for its peer to end it too
+    #[arg(long, env = "KURIR_LINGER_MS_MAX", value_name = "MS", default_value_t = 1_000)]
+    pub linger_ms_max: u64,
+
     /// How long a stop waits for replies to be made durable and read
     #[arg(long, env = "KURIR_STOP_MS_MAX", value_name = "MS", default_value_t = 5_000)]
     pub stop_ms_max: u64,
@@ -142,6 +146,7 @@ impl Default for Limits {
             downloads_max: 256,
             password_queue_max: 64,
             tokens_per_user_max: 100,
+            linger_ms_max: 1_000,
             stop_ms_max: 5_000,
         }
     }

@@ -47,6 +47,7 @@ struct Pipe {
     /// So many bytes more are taken; none for no limit.
     output_room: Option<usize>,
     is_closed: bool,
+    is_finished: bool,
 }
 
 impl<W: Workers> Local<W> {
@@ -89,10 +90,10 @@ impl<W: Workers> Local<W> {
         self.world.pipes.get_mut(&id).map(|pipe| std::mem::take(&mut pipe.output)).unwrap_or_default()
     }
 
-    /// True when the engine has closed the connection.
+    /// True when the engine has closed the connection, or has said that nothing more comes.
     #[must_use]
     pub fn is_closed(&self, id: ConnectionId) -> bool {
-        self.world.pipes.get(&id).is_none_or(|pipe| pipe.is_closed)
+        self.world.pipes.get(&id).is_none_or(|pipe| pipe.is_closed || pipe.is_finished)
     }
 
     /// Takes no more output than this from now on.
@@ -161,6 +162,12 @@ impl Host for World {
         pipe.output_room = pipe.output_room.map(|room| room - count);
         pipe.output.extend_from_slice(&from[..count]);
         Ok(count)
+    }
+
+    fn end(&mut self, id: ConnectionId) {
+        if let Some(pipe) = self.pipes.get_mut(&id) {
+            pipe.is_finished = true;
+        }
     }
 
     fn close(&mut self, id: ConnectionId) {

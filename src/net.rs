@@ -6,18 +6,19 @@
 use std::fmt;
 use std::fs;
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Shutdown, SocketAddr};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use mio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use mio::{Events, Interest, Poll, Registry, Token, Waker};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook_mio::v1_0::Signals;
-use tracing::{info, warn};
+use socket2::{Domain, Protocol, Type};
+use tracing::{debug, info, warn};
 
 use crate::admin::{self, AdminError};
 use crate::connection::{ConnectionId, Peer};
@@ -33,6 +34,8 @@ const WAKER: Token = Token(usize::MAX);
 const SIGNALS: Token = Token(usize::MAX - 1);
 const LISTENER_LAST: usize = usize::MAX - 2;
 const EVENTS_PER_TURN_MAX: usize = 1024;
+/// Connections that wait to be accepted, as far as the system lets them.
+const LISTEN_BACKLOG: i32 = 4096;
 /// File descriptors that are not for connections: listeners, the journal, files in transfer, and room to spare.
 const FILES_RESERVED: u64 = 640;
 /// How long an accept that failed for want of file descriptors is put off.
@@ -153,8 +156,9 @@ impl Server {
         // A taken port leaves no data directory behind.
         let sockets = bind(&listen)?;
         let mut store = Store::open(&data).map_err(ServerError::Store)?;
+        let mut hasher = Hasher::new().map_err(ServerError::Hash)?;
         if is_demo {
-            store = admin::make_demo(store).map_err(ServerError::Demo)?;
+            admin::make_demo(&mut store, &mut hasher).map_err(ServerError::Demo)?;
         }
         let poll = Poll::new().map_err(|error| ServerError::Setup("poll", error))?;
         let admin_socket = store.directory.admin_socket();
@@ -164,12 +168,13 @@ impl Server {
         let setup = |error| ServerError::Setup("watch for events", error);
         let waker = Arc::new(Waker::new(poll.registry(), WAKER).map_err(setup)?);
         let mut signals = Signals::new([SIGTERM, SIGINT]).map_err(setup)?;
+        // A file that may not grow is an error of the write, not the end of the process.
+        signal_hook::flag::register(SIGXFSZ, Arc::default()).map_err(setup)?;
         poll.registry().register(&mut signals, SIGNALS, Interest::READABLE).map_err(setup)?;
         let registry = poll.registry().try_clone().map_err(setup)?;
 
         let Store { directory, state, journal, files } = store;
         let engine = Engine::new(limits, registration, state, journal.log());
-        let hasher = Hasher::new().map_err(ServerError::Hash)?;
         let threads = Threads::start(StoreWorkers { journal, files, hasher }, sync, waker)
             .map_err(|error| ServerError::Setup("start a thread", error))?;
         let connections_max = engine.limits().connections_max;
@@ -222,7 +227,7 @@ impl Server {
                 self.engine.complete(report.map_err(ServerError::Work)?);
             }
             self.accept(Instant::now());
-            self.engine.turn(admin::now(), &mut self.net);
+            self.engine.turn(clock(), &mut self.net);
             if self.engine.is_stopped() {
                 break;
             }
@@ -250,7 +255,8 @@ impl Server {
         };
         let retry = self.listeners.iter().filter_map(until).min();
         let stop = stop_by.map(|deadline| deadline.saturating_duration_since(now));
-        [retry, stop].into_iter().flatten().min().unwrap_or(SLEEP_MAX).min(SLEEP_MAX)
+        let engine = self.engine.next_deadline().map(|at| Duration::from_millis(at.saturating_sub(clock())));
+        [retry, stop, engine].into_iter().flatten().min().unwrap_or(SLEEP_MAX).min(SLEEP_MAX)
     }
 
     /// The first signal begins the stop; true for the second.
@@ -304,7 +310,9 @@ impl Listener {
             ListenerSocket::Tcp(socket) => {
                 let (stream, address) = socket.accept()?;
                 // Replies are written whole, so there is nothing to gain from holding a small one back.
-                stream.set_nodelay(true)?;
+                if let Err(error) = stream.set_nodelay(true) {
+                    debug!(%error, "a connection is as slow as its system makes it");
+                }
                 Ok((Socket::Tcp(stream), Peer::Address(address.ip())))
             }
             ListenerSocket::Admin(socket) => Ok((Socket::Unix(socket.accept()?.0), Peer::Admin)),
@@ -353,6 +361,16 @@ impl Host for Net {
         }
     }
 
+    fn end(&mut self, id: ConnectionId) {
+        let ended = self.socket(id).and_then(|socket| match socket {
+            Socket::Tcp(stream) => stream.shutdown(Shutdown::Write),
+            Socket::Unix(stream) => stream.shutdown(Shutdown::Write),
+        });
+        if let Err(error) = ended {
+            debug!(%error, "a connection could not be ended");
+        }
+    }
+
     fn close(&mut self, id: ConnectionId) {
         // Dropping a socket closes it and ends its registration.
         if let Some(socket) = self.sockets.get_mut(id.slot as usize) {
@@ -375,6 +393,12 @@ impl Host for Net {
     }
 }
 
+/// Milliseconds since 1970, UTC.
+fn clock() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
 fn connection_id(token: usize) -> ConnectionId {
     let part = |bits: usize| u32::try_from(bits & 0xffff_ffff).unwrap_or_default();
     ConnectionId { slot: part(token), generation: part(token >> 32) }
@@ -390,9 +414,23 @@ fn is_writable(event: &mio::event::Event) -> bool {
 
 fn bind(listen: &[SocketAddr]) -> Result<Vec<ListenerSocket>, ServerError> {
     let bind = |address: &SocketAddr| {
-        TcpListener::bind(*address).map(ListenerSocket::Tcp).map_err(|error| ServerError::Listen(*address, error))
+        listen_on(*address).map(ListenerSocket::Tcp).map_err(|error| ServerError::Listen(*address, error))
     };
     listen.iter().map(bind).collect()
+}
+
+/// An IPv6 address is for IPv6 alone, so that `0.0.0.0` and `[::]` can be given together, on every system alike.
+fn listen_on(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = socket2::Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    if address.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    // A server that was just stopped leaves connections behind that hold the port for a while.
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(LISTEN_BACKLOG)?;
+    Ok(TcpListener::from_std(socket.into()))
 }
 
 /// The data directory is locked, so an admin socket that is there is left over.

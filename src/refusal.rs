@@ -1,6 +1,6 @@
 //! Every reason for which a request is answered with ERROR, and its text in the protocol's language.
 //!
-//! A client can rely on the texts; a test compares each with the protocol. The command line shows the English ones.
+//! A client can rely on the texts. The command line shows the English ones.
 
 use std::fmt;
 

@@ -68,6 +68,24 @@ pub(crate) fn serve_within_budget(
     }
 }
 
+/// Throws away what a connection still sends though it is not served any more.
+pub(crate) fn discard_input(
+    connection: &mut Connection,
+    spare_buffers: &mut Vec<Vec<u8>>,
+    host: &mut impl Host,
+) -> Result<Stop, CloseReason> {
+    const READS_PER_TURN_MAX: usize = 16;
+    for _ in 0..READS_PER_TURN_MAX {
+        let pending = connection.read.pending().len();
+        connection.read.consume(pending);
+        if connection.is_ended || !connection.is_readable {
+            return Ok(Stop::Waiting);
+        }
+        fill(connection, spare_buffers, host)?;
+    }
+    Ok(Stop::Budget)
+}
+
 /// Reads once. Says how many bytes came.
 fn fill(
     connection: &mut Connection,

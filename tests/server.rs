@@ -14,7 +14,7 @@ use std::thread;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use common::process::{Server, connect, finish, kurir, output, text};
+use common::process::{Server, connect, finish, has_ipv6, kurir, output, raise_file_limit, text};
 use kurir::client::{Client, ClientError};
 use rustix::process::Signal;
 use serde_json::Value;
@@ -30,10 +30,10 @@ fn texts_of(inbox: &Value, sender: &str) -> Vec<String> {
 fn it_listens_on_every_address_that_it_is_given() {
     let data = tempfile::tempdir().unwrap();
     let path = data.path().to_str().unwrap();
-    let arguments = ["serve", "--demo", "--listen", "127.0.0.1:0", "--listen", "[::1]:0", "--data", path];
+    let second = if has_ipv6() { "[::1]:0" } else { "127.0.0.2:0" };
+    let arguments = ["serve", "--demo", "--listen", "127.0.0.1:0", "--listen", second, "--data", path];
     let server = Server::start(kurir(&arguments), 2);
     assert_ne!(server.addresses[0].port(), 0);
-    assert!(server.addresses[1].is_ipv6());
     for address in &server.addresses {
         let reply = Client::new(connect(*address)).request("AUTH messi surabaya").unwrap();
         assert_eq!(reply["data"].as_str().unwrap().len(), 32);
@@ -42,10 +42,32 @@ fn it_listens_on_every_address_that_it_is_given() {
 }
 
 #[test]
+fn the_same_port_can_be_had_for_both_versions_of_ip() {
+    if !has_ipv6() {
+        println!("not tried: this machine has no IPv6");
+        return;
+    }
+    // The README's own command, but for the port, which another program may take in between.
+    for _ in 0..10 {
+        let data = tempfile::tempdir().unwrap();
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let (v4, v6) = (format!("127.0.0.1:{port}"), format!("[::1]:{port}"));
+        let path = data.path().to_str().unwrap();
+        let probe = TcpListener::bind(&v6).is_ok();
+        if probe {
+            let server = Server::start(kurir(&["serve", "--listen", &v4, "--listen", &v6, "--data", path]), 2);
+            server.client().request("PING").unwrap();
+            return;
+        }
+    }
+    panic!("no port was free");
+}
+
+#[test]
 fn every_flag_can_be_given_in_the_environment() {
     let data = tempfile::tempdir().unwrap();
     let mut command = kurir(&["serve"]);
-    command.env("KURIR_DEMO", "true").env("KURIR_LISTEN", "127.0.0.1:0,[::1]:0").env("KURIR_DATA", data.path());
+    command.env("KURIR_DEMO", "true").env("KURIR_LISTEN", "127.0.0.1:0,127.0.0.2:0").env("KURIR_DATA", data.path());
     command.env("KURIR_REGISTRATION", "closed").env("KURIR_MAILBOX_MESSAGES_MAX", "1").env("KURIR_LOG", "warn");
     let server = Server::start(command, 2);
     let refused = server.client().request("REGISTER pele santos12").unwrap_err();
@@ -82,9 +104,11 @@ fn what_is_wrong_at_the_start_is_said_in_one_line() {
     let file = data.path().join("file");
     fs::write(&file, "").unwrap();
     assert_refused(&["serve", "--data", file.to_str().unwrap(), "--listen", "127.0.0.1:0"], "is not a directory");
-    for wrong in [&["serve", "--nonsense"][..], &["serve", "--listen", "here"], &["serve", "--line-bytes-max", "1kb"]] {
-        assert_eq!(output(wrong).status.code(), Some(2), "{wrong:?}");
-    }
+    assert_refused(&["serve", "--nonsense"], "--nonsense");
+    assert_refused(&["serve", "--listen", "here"], "127.0.0.1:8889");
+    assert_refused(&["serve", "--line-bytes-max", "1kb"], "KiB");
+    assert_refused(&["serve", "--requests-per-turn-max", "0"], "at least 1");
+    assert_refused(&["serve", "--data", path, "--nothing", "of this"], "--nothing");
     fs::create_dir_all(Path::new(other).join("journal")).unwrap();
     fs::write(Path::new(other).join("journal/0000000001.log"), "this is not a journal of this program").unwrap();
     assert_refused(&["serve", "--data", other, "--listen", "127.0.0.1:0"], "not a journal");
@@ -417,6 +441,7 @@ fn a_peer_that_does_not_read_is_not_served_further_and_holds_up_nobody() {
 fn a_thousand_idle_connections_are_in_nobodys_way() {
     let data = tempfile::tempdir().unwrap();
     let server = Server::demo(data.path(), &[]);
+    assert!(raise_file_limit() > 1200, "the file descriptor limit is too low for this test");
     let idle: Vec<_> = (0..1000).map(|_| server.connect()).collect();
     server.client().request("AUTH messi surabaya").unwrap();
     for stream in idle.into_iter().step_by(100) {
@@ -486,4 +511,136 @@ fn a_demonstration_does_not_add_its_accounts_to_those_of_others() {
     server.client().request("REGISTER pele santos12").unwrap();
     server.stop();
     assert_refused(&["serve", "--demo", "--listen", "127.0.0.1:0", "--data", path], "has accounts of its own");
+}
+
+/// The program with its standard error somewhere else, by a shell's redirection.
+fn with_stderr(redirection: &str, arguments: &[&str]) -> Command {
+    let mut shell = Command::new("sh");
+    shell.arg("-c").arg(format!("exec \"$0\" \"$@\" {redirection}")).arg(env!("CARGO_BIN_EXE_kurir")).args(arguments);
+    shell.stdout(std::process::Stdio::piped());
+    shell
+}
+
+#[test]
+fn a_log_that_cannot_be_written_is_no_reason_to_stop() {
+    let data = tempfile::tempdir().unwrap();
+    let path = data.path().to_str().unwrap();
+    for redirection in ["2>/dev/full", "2>&-"] {
+        let arguments = ["serve", "--demo", "--listen", "127.0.0.1:0", "--data", path, "--log", "debug"];
+        let server = Server::start(with_stderr(redirection, &arguments), 1);
+        for _ in 0..3 {
+            server.client().request("AUTH messi salah123").unwrap_err();
+        }
+        server.client().request("PING").unwrap();
+        server.stop();
+    }
+}
+
+#[test]
+fn a_log_that_nobody_reads_holds_up_nobody() {
+    let data = tempfile::tempdir().unwrap();
+    let path = data.path().to_str().unwrap();
+    let mut command = kurir(&["serve", "--demo", "--listen", "127.0.0.1:0", "--data", path, "--log", "debug"]);
+    // A pipe takes some 64 KiB; each connection is two lines.
+    let server = Server::start_with_pipe(&mut command);
+    for _ in 0..2000 {
+        server.client().request("PING").unwrap();
+    }
+}
+
+#[test]
+fn a_shortage_of_file_descriptors_is_said_and_passes() {
+    let data = tempfile::tempdir().unwrap();
+    let path = data.path().to_str().unwrap();
+    let mut shell = Command::new("sh");
+    shell.arg("-c").arg("ulimit -n 64; exec \"$0\" \"$@\"").arg(env!("CARGO_BIN_EXE_kurir"));
+    shell.args(["serve", "--demo", "--listen", "127.0.0.1:0", "--data", path]).stdout(std::process::Stdio::piped());
+    let server = Server::start(shell, 1);
+    let (mut messi, token) = server.login("messi");
+    let content = STANDARD.encode(vec![7; 16 * 1024 * 1024]);
+    messi.request(&format!("SEND FILE {token} messi besar.bin {content}")).unwrap();
+    let mut readers: Vec<_> = (0..30).map(|_| server.client()).collect();
+    for reader in &mut readers {
+        reader.request("PING").unwrap();
+    }
+    // Each download that nobody reads takes a second descriptor.
+    let mut busy = 0;
+    for reader in &mut readers {
+        reader.send(format!("DOWNLOAD FILE {token} messi besar.bin").as_bytes()).unwrap();
+        let mut start = [0; 20];
+        reader.stream().read_exact(&mut start).unwrap();
+        busy += usize::from(start.starts_with(br#"{"status":"ERROR","#));
+    }
+    assert!(busy > 0, "64 descriptors were enough for 30 downloads on 30 connections");
+    let refused = messi.request(&format!("SEND FILE {token} messi kecil.txt QUJD")).unwrap_err();
+    assert_eq!(refused.to_string(), "server sibuk, coba lagi");
+    // This one cannot even be accepted yet.
+    let mut waiting = server.client();
+    waiting.send(b"PING").unwrap();
+    drop(readers);
+    waiting.reply().unwrap();
+    messi.request(&format!("SEND FILE {token} messi kecil.txt QUJD")).unwrap();
+}
+
+#[test]
+fn a_stop_does_not_take_back_what_a_peer_has_not_read_yet() {
+    let data = tempfile::tempdir().unwrap();
+    let mut server = Server::demo(data.path(), &[]);
+    let (mut messi, token) = server.login("messi");
+    let text = "x".repeat(3000);
+    for _ in 0..20 {
+        let lines: Vec<String> = (0..20).map(|_| format!("SEND MESSAGE {token} messi {text}")).collect();
+        messi.send(lines.join("\n").as_bytes()).unwrap();
+        for _ in 0..20 {
+            messi.reply().unwrap();
+        }
+    }
+    messi.send(format!("INBOX {token}").as_bytes()).unwrap();
+    let mut start = [0; 100];
+    messi.stream().read_exact(&mut start).unwrap();
+    server.signal(Signal::TERM);
+    while TcpStream::connect(server.addresses[0]).is_ok() {}
+    // A socket that is closed would answer this with a reset, and with it take back what is on its way.
+    messi.send(b"PING").unwrap();
+    let mut rest = start.to_vec();
+    messi.stream().read_to_end(&mut rest).unwrap();
+    let end = rest.windows(4).position(|window| window == b"\r\n\r\n").expect("the reply is whole");
+    let inbox: Value = serde_json::from_slice(&rest[..end]).unwrap();
+    assert_eq!(texts_of(&inbox, "messi").len(), 400);
+    drop(messi);
+    assert!(server.wait().success());
+}
+
+#[test]
+fn many_large_messages_at_once_are_not_taken_for_a_full_disk() {
+    let data = tempfile::tempdir().unwrap();
+    let server = Server::demo(data.path(), &[]);
+    let (_messi, token) = server.login("messi");
+    let request = format!("SEND MESSAGE {token} henderson {}\n", "x".repeat(60_000));
+    let senders: Vec<_> = (0..16)
+        .map(|_| {
+            let (mut stream, request) = (server.connect(), request.clone());
+            thread::spawn(move || {
+                stream.write_all(request.repeat(40).as_bytes()).unwrap();
+                finish(stream)
+            })
+        })
+        .collect();
+    for sender in senders {
+        assert_eq!(sender.join().unwrap(), OK.repeat(40));
+    }
+}
+
+#[test]
+fn stored_files_are_not_given_up_for_a_journal_that_is_lost() {
+    let data = tempfile::tempdir().unwrap();
+    let path = data.path().to_str().unwrap();
+    let server = Server::demo(data.path(), &[]);
+    let (mut messi, token) = server.login("messi");
+    messi.request(&format!("SEND FILE {token} messi a.txt QUJD")).unwrap();
+    server.stop();
+    let files = files_below(&data.path().join("files"));
+    fs::write(data.path().join("journal/0000000001.log"), "").unwrap();
+    assert_refused(&["serve", "--listen", "127.0.0.1:0", "--data", path], "there are stored files");
+    assert_eq!(files_below(&data.path().join("files")), files);
 }

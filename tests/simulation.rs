@@ -205,6 +205,10 @@ impl Host for Net {
         Ok(count)
     }
 
+    fn end(&mut self, id: ConnectionId) {
+        panic!("{id:?} was ended by the server");
+    }
+
     fn close(&mut self, id: ConnectionId) {
         if let Some(line) = self.lines.get_mut(&id) {
             line.is_closed = true;

@@ -103,7 +103,7 @@ fuzz_target!(|data: &[u8]| {
         assert!(reply.starts_with(br#"{"status":"OK""#));
     }
     // Tokens of an engine in memory are counted from 1, so that inputs can know them.
-    let mut open = |local: &mut Local<Memory>| local.open(Peer::Address(IpAddr::V4(Ipv4Addr::LOCALHOST)));
+    let open = |local: &mut Local<Memory>| local.open(Peer::Address(IpAddr::V4(Ipv4Addr::LOCALHOST)));
     let mut connections: Vec<ConnectionId> = (0..CONNECTIONS).map(|_| open(&mut local)).collect();
     let mut rest = data;
     while let Some((&operation, after)) = rest.split_first() {

@@ -7,7 +7,7 @@ use std::process::{Child, ChildStdout, Command, ExitStatus, Output, Stdio};
 use std::time::Duration;
 
 use kurir::client::Client;
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, setrlimit};
 
 /// Nothing here takes this long; a test that hangs should say so.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -46,7 +46,15 @@ impl Server {
 
     /// Starts the program and waits until it listens on so many addresses.
     pub(crate) fn start(mut command: Command, listeners: usize) -> Self {
-        let mut child = command.stderr(Stdio::inherit()).spawn().unwrap();
+        Self::listening(command.stderr(Stdio::inherit()).spawn().unwrap(), listeners)
+    }
+
+    /// The same with a log into a pipe that nobody reads.
+    pub(crate) fn start_with_pipe(command: &mut Command) -> Self {
+        Self::listening(command.stderr(Stdio::piped()).spawn().unwrap(), 1)
+    }
+
+    fn listening(mut child: Child, listeners: usize) -> Self {
         let mut stdout = BufReader::new(child.stdout.take().unwrap());
         let mut addresses = Vec::new();
         while addresses.len() < listeners {
@@ -120,4 +128,16 @@ pub(crate) fn finish(mut stream: TcpStream) -> String {
     let mut rest = Vec::new();
     stream.read_to_end(&mut rest).unwrap();
     String::from_utf8(rest).unwrap()
+}
+
+/// This machine has IPv6. A container may not.
+pub(crate) fn has_ipv6() -> bool {
+    std::net::TcpListener::bind("[::1]:0").is_ok()
+}
+
+/// Raises the file descriptor limit of this process as far as it goes, and says how far that is.
+pub(crate) fn raise_file_limit() -> u64 {
+    let limit = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum }).unwrap();
+    limit.maximum.unwrap_or(u64::MAX)
 }
