@@ -14,6 +14,7 @@ use tracing::level_filters::LevelFilter;
 use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
 
 use crate::admin::{self, AdminError};
+use crate::check;
 use crate::engine::Registration;
 use crate::journal::Sync;
 use crate::limits::Limits;
@@ -43,6 +44,15 @@ enum Command {
     /// Add, list and remove accounts, and set their passwords, whether the server runs or not
     #[command(subcommand)]
     User(UserCommand),
+    /// Check a data directory that no server holds: is all of it whole, and what is in it
+    Check {
+        /// The data directory
+        #[arg(env = "KURIR_DATA", value_name = "DIR", default_value = DATA_DEFAULT)]
+        data: PathBuf,
+        /// Keep all that is good of a damaged journal, and put the damaged one aside
+        #[arg(long)]
+        repair: bool,
+    },
     /// Look at groups, whether the server runs or not
     #[command(subcommand)]
     Group(GroupCommand),
@@ -196,6 +206,7 @@ pub fn main() -> ExitCode {
     match arguments.command {
         Command::Serve(arguments) => serve(*arguments),
         Command::User(command) => user(&command),
+        Command::Check { data, repair } => check(&data, repair),
         Command::Group(GroupCommand::List { data }) => administer(&data, "GROUP LIST", false, print_groups),
     }
 }
@@ -290,6 +301,17 @@ fn start_log(level: Level, format: LogFormat) -> WorkerGuard {
         LogFormat::Json => log.json().init(),
     }
     guard
+}
+
+fn check(data: &Path, repair: bool) -> ExitCode {
+    match check::check(data, repair) {
+        Ok(report) => match write!(io::stdout(), "{report}") {
+            Ok(()) if report.is_good() => ExitCode::SUCCESS,
+            Ok(()) => fail(EXIT_FAILED, &"the data directory is damaged"),
+            Err(error) => fail(EXIT_FAILED, &error),
+        },
+        Err(error) => fail(EXIT_USAGE, &error),
+    }
 }
 
 fn user(command: &UserCommand) -> ExitCode {

@@ -45,6 +45,7 @@ impl DataDirectory {
     /// # Errors
     /// [`DataError`]
     pub fn open(root: &Path) -> Result<Self, DataError> {
+        make(root).map_err(|error| DataError::Io(root.to_owned(), error))?;
         let directory = Self::lock(root)?;
         for part in [directory.journal(), directory.files(), directory.incoming()] {
             make(&part).map_err(|error| DataError::Io(part.clone(), error))?;
@@ -55,8 +56,15 @@ impl DataDirectory {
         Ok(directory)
     }
 
+    /// Takes a directory that is there, and makes nothing in it.
+    ///
+    /// # Errors
+    /// [`DataError`]
+    pub fn open_existing(root: &Path) -> Result<Self, DataError> {
+        Self::lock(root)
+    }
+
     fn lock(root: &Path) -> Result<Self, DataError> {
-        make(root).map_err(|error| DataError::Io(root.to_owned(), error))?;
         let path = root.join("lock");
         let failed = |error| DataError::Io(path.clone(), error);
         let mut lock = OpenOptions::new()

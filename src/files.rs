@@ -121,6 +121,14 @@ impl FileStore {
         Ok(removed)
     }
 
+    /// Where a file should be, and how many bytes are there.
+    #[must_use]
+    pub fn found(&self, file: FileId) -> (PathBuf, Option<u64>) {
+        let place = self.place(file);
+        let bytes = fs::metadata(&place).ok().map(|metadata| metadata.len());
+        (place, bytes)
+    }
+
     /// True when there is any stored file.
     ///
     /// # Errors

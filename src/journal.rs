@@ -25,9 +25,10 @@
 //! salt keeps a text that looks like a record from being taken for one.
 
 use std::fmt;
-use std::fs::{File, OpenOptions};
+use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, BufReader, ErrorKind, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::ops::Range;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -36,6 +37,9 @@ use rustix::fs::{FallocateFlags, fallocate};
 use crate::change::Change;
 use crate::data;
 
+const FILE_NAME: &str = "0000000001.log";
+/// A repair writes this much at a time.
+const REPAIR_BATCH_BYTES: usize = 1024 * 1024;
 const MAGIC: &[u8; 8] = b"kurirjnl";
 const VERSION: u32 = 1;
 const HEADER_BYTES: usize = 20;
@@ -281,7 +285,7 @@ impl fmt::Display for OpenError {
             Self::Damaged(path, lsn) => {
                 write!(
                     f,
-                    "{} is damaged at byte {lsn}: what stands there had been synced, and good records follow",
+                    "{} is damaged at byte {lsn}: what stands there had been synced; `kurir check --repair` keeps what is good",
                     path.display()
                 )
             }
@@ -304,6 +308,21 @@ pub struct Journal {
     room: Lsn,
 }
 
+/// What a journal holds, and what is wrong with it.
+#[derive(Clone, Debug)]
+pub struct Survey {
+    /// The file.
+    pub path: PathBuf,
+    /// How many changes can be read.
+    pub changes: u64,
+    /// Where the good records end.
+    pub end: Lsn,
+    /// How many bytes of a torn end follow; the next start cuts them off.
+    pub torn_bytes: u64,
+    /// What had been synced and cannot be read.
+    pub damage: Vec<Range<Lsn>>,
+}
+
 /// What opening found.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Recovered {
@@ -321,7 +340,7 @@ impl Journal {
     /// # Errors
     /// [`OpenError`]; nothing is changed on the disk then.
     pub fn open(directory: &Path, replay: impl FnMut(&Change<'_>, Lsn)) -> Result<(Self, Recovered), OpenError> {
-        let path = directory.join("0000000001.log");
+        let path = directory.join(FILE_NAME);
         let failed = |error| OpenError::Io(path.clone(), error);
         let mut file = OpenOptions::new()
             .read(true)
@@ -350,6 +369,86 @@ impl Journal {
             Self { file, path, salt, end, synced: end, unsynced_since: None, room: end },
             Recovered { is_new: false, changes, torn_bytes },
         ))
+    }
+
+    /// Reads what can be read of the journal in `directory`, damaged or not, and changes nothing.
+    ///
+    /// # Errors
+    /// [`OpenError`], but not for damage.
+    pub fn survey(directory: &Path, mut replay: impl FnMut(&Change<'_>, Lsn)) -> Result<Survey, OpenError> {
+        let path = directory.join(FILE_NAME);
+        let bytes = fs::read(&path).map_err(|error| OpenError::Io(path.clone(), error))?;
+        let header = bytes.first_chunk::<HEADER_BYTES>();
+        let salt = header.and_then(read_header).ok_or_else(|| OpenError::Foreign(path.clone()))?;
+        let end = Lsn(bytes.len() as u64);
+        let mut survey = Survey { path, changes: 0, end, torn_bytes: 0, damage: Vec::new() };
+        let mut at = HEADER_BYTES;
+        while at < bytes.len() {
+            let lsn = Lsn(at as u64);
+            let Some(body) = record_at(&bytes, at, salt) else {
+                // As at the start of a server: what nobody says had been synced is the torn end of a write.
+                if !was_synced_past(&bytes[at..], salt, lsn) {
+                    survey.end = lsn;
+                    break;
+                }
+                let next = (at + 1..bytes.len()).find(|next| record_at(&bytes, *next, salt).is_some());
+                let next = next.unwrap_or(bytes.len());
+                survey.damage.push(lsn..Lsn(next as u64));
+                at = next;
+                continue;
+            };
+            if !is_mark_at(body, lsn) {
+                let change = Change::decode(body).ok_or_else(|| OpenError::Foreign(survey.path.clone()))?;
+                replay(&change, lsn);
+                survey.changes += 1;
+            }
+            at += RECORD_HEADER_BYTES + body.len();
+        }
+        survey.torn_bytes = bytes.len() as u64 - survey.end.0;
+        Ok(survey)
+    }
+
+    /// Puts a journal of the good changes of a damaged one in its place. The damaged one is kept beside it; says where.
+    ///
+    /// # Errors
+    /// [`OpenError`]
+    pub fn repair(directory: &Path) -> Result<(Survey, PathBuf), OpenError> {
+        let fresh = directory.join("repair");
+        let failed = |error| OpenError::Io(fresh.clone(), error);
+        if fresh.exists() {
+            // A repair that was cut off.
+            fs::remove_dir_all(&fresh).map_err(failed)?;
+        }
+        DirBuilder::new().mode(0o700).create(&fresh).map_err(failed)?;
+        let (mut journal, _) = Self::open(&fresh, |_, _| {})?;
+        let mut log = journal.log();
+        log.set_room(Lsn(u64::MAX), false);
+        let mut written = Ok(());
+        let survey = Self::survey(directory, |change, _| {
+            let is_appended = log.append(change, Need::Less).is_ok();
+            debug_assert!(is_appended);
+            if log.open.bytes.len() >= REPAIR_BATCH_BYTES {
+                written = std::mem::replace(&mut written, Ok(())).and_then(|()| journal.write_open(&mut log));
+            }
+        })?;
+        written.and_then(|()| journal.write_open(&mut log)).and_then(|()| journal.close()).map_err(failed)?;
+        let kept =
+            (1..).map(|number| directory.join(format!("{FILE_NAME}.damaged-{number}"))).find(|path| !path.exists());
+        let kept = kept.unwrap_or_default();
+        fs::copy(&survey.path, &kept)
+            .and_then(|_| File::open(&kept)?.sync_all())
+            .and_then(|()| fs::rename(fresh.join(FILE_NAME), &survey.path))
+            .and_then(|()| fs::remove_dir(&fresh))
+            .and_then(|()| data::sync(directory))
+            .map_err(failed)?;
+        Ok((survey, kept))
+    }
+
+    fn write_open(&mut self, log: &mut Log) -> io::Result<()> {
+        match log.take_batch() {
+            Some(batch) => self.write(&[batch]),
+            None => Ok(()),
+        }
     }
 
     /// The loop's side of it, with the room that there is.
@@ -524,6 +623,14 @@ fn read_header(header: &[u8; HEADER_BYTES]) -> Option<u32> {
     is_known.then_some(u32::from_le_bytes(*salt))
 }
 
+/// The body of the record at `at`, if a whole one stands there.
+fn record_at(bytes: &[u8], at: usize, salt: u32) -> Option<&[u8]> {
+    let (length, sum) = split_record_header(bytes.get(at..)?)?;
+    let start = at + RECORD_HEADER_BYTES;
+    let body = bytes.get(start..start.checked_add(u32::from_le_bytes(length) as usize)?)?;
+    (!body.is_empty() && body.len() <= BODY_BYTES_MAX && checksum(salt, length, body) == sum).then_some(body)
+}
+
 /// Reads the next record's body; false where no whole record stands.
 fn read_record(reader: &mut impl Read, salt: u32, left: u64, body: &mut Vec<u8>) -> io::Result<bool> {
     let mut header = [0; RECORD_HEADER_BYTES];
@@ -578,8 +685,6 @@ fn was_synced_past(rest: &[u8], salt: u32, at: Lsn) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
-
     use super::*;
     use crate::change::UserId;
 
@@ -683,6 +788,32 @@ mod tests {
         let (found, recovered) = numbers(directory.path()).unwrap();
         assert_eq!(found, [0u32; 0]);
         assert_eq!(recovered.torn_bytes, (bytes.len() - HEADER_BYTES) as u64);
+    }
+
+    #[test]
+    fn a_repair_keeps_every_change_but_the_damaged_one() {
+        let directory = tempfile::tempdir().unwrap();
+        three_batches(directory.path());
+        let path = directory.path().join(FILE_NAME);
+        let whole = fs::read(&path).unwrap();
+        let mut places = Vec::new();
+        let survey = Journal::survey(directory.path(), |_, lsn| places.push(usize::try_from(lsn.0).unwrap())).unwrap();
+        assert_eq!((survey.changes, survey.damage.len(), survey.torn_bytes), (6, 0, 0));
+        // Of the last batch nobody can say whether it had been synced.
+        for (index, place) in places.iter().enumerate().take(4) {
+            let mut damaged = whole.clone();
+            damaged[place + RECORD_HEADER_BYTES] ^= 1;
+            fs::write(&path, &damaged).unwrap();
+            let (survey, kept) = Journal::repair(directory.path()).unwrap();
+            assert_eq!(survey.damage.len(), 1);
+            assert_eq!(survey.damage[0].start, Lsn(*place as u64));
+            assert_eq!(fs::read(kept).unwrap(), damaged);
+            let expected: Vec<u32> = (0..6).filter(|number| *number as usize != index).collect();
+            assert_eq!(
+                numbers(directory.path()).unwrap(),
+                (expected, Recovered { is_new: false, changes: 5, torn_bytes: 0 })
+            );
+        }
     }
 
     #[test]

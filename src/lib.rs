@@ -19,7 +19,7 @@
 //! | how it runs | [`engine`] (the turn), `serve` (a connection's share of it), `service` (what all share), [`connection`], [`buffer`], [`transfer`] (files as streams) |
 //! | what it runs on | [`net`] (sockets, signals, the clock), [`threads`], [`password`], [`local`] (no sockets at all) |
 //! | its bounds | [`limits`] |
-//! | how it is used | [`cli`], [`admin`], [`client`] |
+//! | how it is used | [`cli`], [`admin`], [`check`], [`client`] |
 //!
 //! Invariants:
 //! - State changes only in [`state::State::apply`], which is deterministic; start-up is the same `apply` over the journal.
@@ -31,6 +31,7 @@
 pub mod admin;
 pub mod buffer;
 pub mod change;
+pub mod check;
 pub mod claims;
 pub mod cli;
 pub mod client;

@@ -300,6 +300,11 @@ impl State {
         self.files.get(&file)
     }
 
+    /// Every stored file and its size, in no order.
+    pub fn files(&self) -> impl Iterator<Item = (FileId, u64)> {
+        self.files.iter().map(|(file, stored)| (*file, stored.bytes))
+    }
+
     /// The newest file that the user's list has under this party and name.
     #[must_use]
     pub fn file_listed(&self, user: UserId, party: &str, name: &str) -> Option<FileId> {

@@ -4,6 +4,7 @@
 
 mod common;
 
+use std::fs;
 use std::io::{ErrorKind, Write};
 use std::path::Path;
 use std::process::{Output, Stdio};
@@ -125,4 +126,58 @@ fn help_is_there_for_every_command() {
     {
         assert!(text(&help.stdout).contains(flag), "{flag}");
     }
+}
+
+#[test]
+fn a_check_says_what_there_is_and_what_is_wrong_and_a_repair_keeps_the_rest() {
+    let data = tempfile::tempdir().unwrap();
+    let root = data.path().join("data");
+    let path = root.to_str().unwrap();
+    let missing = format!("kurir: there is no data directory at {path}");
+    assert_eq!(said(&output(&["check", path])), (2, missing.as_str()));
+
+    let server = Server::demo(&root, &[]);
+    let (mut messi, token) = server.login("messi");
+    for text in ["satu", "dua", "tiga"] {
+        messi.request(&format!("SEND MESSAGE {token} henderson {text}")).unwrap();
+    }
+    messi.request(&format!("SEND FILE {token} henderson a.txt QUJD")).unwrap();
+    let in_use = output(&["check", path]);
+    assert_eq!(in_use.status.code(), Some(2));
+    assert!(text(&in_use.stderr).contains("is in use"));
+    server.stop();
+
+    let good = output(&["check", path]);
+    assert_eq!(said(&good), (0, ""));
+    let report = text(&good.stdout);
+    for part in ["3 users with 1 logins, 1 groups", "3 messages waiting, 11 bytes", "1 files, 3 bytes"] {
+        assert!(report.contains(part), "{report}");
+    }
+
+    let journal = root.join("journal/0000000001.log");
+    let mut bytes = fs::read(&journal).unwrap();
+    let damaged = bytes.windows(3).position(|window| window == b"dua").unwrap();
+    bytes[damaged] ^= 1;
+    fs::write(&journal, &bytes).unwrap();
+    let found = output(&["check", path]);
+    assert_eq!(said(&found), (1, "kurir: the data directory is damaged"));
+    assert!(text(&found.stdout).contains("damaged: bytes "));
+    assert_eq!(fs::read(&journal).unwrap(), bytes, "a check changes nothing");
+
+    let repaired = output(&["check", path, "--repair"]);
+    assert_eq!(said(&repaired), (0, ""));
+    assert_eq!(fs::read(root.join("journal/0000000001.log.damaged-1")).unwrap(), bytes);
+    assert_eq!(said(&output(&["check", path])), (0, ""));
+    let server = Server::demo(&root, &[]);
+    let (mut henderson, token) = server.login("henderson");
+    let inbox = henderson.request(&format!("INBOX {token}")).unwrap();
+    let messages = inbox["data"]["messi"].as_array().unwrap();
+    let texts: Vec<&str> = messages.iter().map(|message| message["pesan"].as_str().unwrap()).collect();
+    assert_eq!(texts, ["satu", "tiga"]);
+    server.stop();
+
+    fs::remove_file(root.join("files/00/0000000000000000")).unwrap();
+    let found = output(&["check", path]);
+    assert_eq!(found.status.code(), Some(1));
+    assert!(text(&found.stdout).contains("missing: "));
 }
