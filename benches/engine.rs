@@ -6,10 +6,11 @@ use std::convert::Infallible;
 use std::net::{IpAddr, Ipv4Addr};
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
+use kurir::change::Lsn;
 use kurir::change::{Change, SessionId, UserId};
 use kurir::connection::{ConnectionId, Peer};
 use kurir::engine::{Completion, Engine, Job, Registration};
-use kurir::journal::{Log, Lsn};
+use kurir::journal::Log;
 use kurir::limits::Limits;
 use kurir::local::{Local, Workers};
 use kurir::password::PasswordDone;

@@ -8,6 +8,24 @@
 use std::fmt;
 use std::str;
 
+/// A position in the order of changes ("log sequence number").
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Lsn(pub u64);
+
+impl Lsn {
+    /// The least position behind this one.
+    #[must_use]
+    pub fn next(self) -> Self {
+        Self(self.0.saturating_add(1))
+    }
+}
+
+impl fmt::Display for Lsn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
 /// A user; numbers are never given twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct UserId(pub u32);
@@ -92,11 +110,11 @@ pub enum Change<'a> {
         at: u64,
         text: &'a str,
     },
-    /// The messages of the user's mailbox from the first to the last id were handed over.
+    /// The messages of the user's mailbox from the first to the last, by when they were sent, were handed over.
     Delivered {
         user: UserId,
-        first: u64,
-        last: u64,
+        first: Lsn,
+        last: Lsn,
     },
     /// Replaces the file of this name from this sender to this target.
     FileStored {
@@ -176,8 +194,8 @@ impl<'a> Change<'a> {
             Self::Delivered { user, first, last } => {
                 out.push(11);
                 user.0.put(out);
-                first.put(out);
-                last.put(out);
+                first.0.put(out);
+                last.0.put(out);
             }
             Self::FileStored { file, from, to, bytes, name } => {
                 out.push(12);
@@ -328,6 +346,12 @@ impl Take<'_> for u64 {
     }
 }
 
+impl Take<'_> for Lsn {
+    fn take(fields: &mut Fields<'_>) -> Option<Self> {
+        fields.take().map(Self)
+    }
+}
+
 impl Take<'_> for UserId {
     fn take(fields: &mut Fields<'_>) -> Option<Self> {
         fields.take().map(Self)
@@ -401,7 +425,7 @@ mod tests {
             Change::MemberLeft { group, user },
             Change::MessageSent { from: user, to: Target::Group(group), at: b, text },
             Change::MessageSent { from: user, to: Target::User(user), at: b, text },
-            Change::Delivered { user, first: b, last: b / 2 },
+            Change::Delivered { user, first: Lsn(b), last: Lsn(b / 2) },
             Change::FileStored { file: FileId(b), from: user, to: Target::User(user), bytes: b, name: text },
             Change::FileDropped { user, party: text, name: text },
         ]

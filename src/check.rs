@@ -61,13 +61,10 @@ pub fn check(root: &Path, repair: bool) -> Result<Report, CheckError> {
     }
     let directory = DataDirectory::open_existing(root).map_err(CheckError::Data)?;
     let mut state = State::default();
-    let journal = directory.journal();
-    let mut survey = Journal::survey(&journal, |change, lsn| state.apply(change, lsn)).map_err(CheckError::Journal)?;
-    let mut kept = None;
-    if repair && !survey.damage.is_empty() {
-        let (repaired, damaged) = Journal::repair(&journal).map_err(CheckError::Journal)?;
-        (survey, kept) = (repaired, Some(damaged));
-    }
+    let survey =
+        Journal::survey(&directory.journal(), |change, lsn| state.apply(change, lsn)).map_err(CheckError::Journal)?;
+    let is_to_repair = repair && !survey.damage.is_empty();
+    let kept = if is_to_repair { Some(Journal::repair(&survey).map_err(CheckError::Journal)?) } else { None };
     let store = FileStore::new(directory.files());
     let problem = |(file, bytes): (FileId, u64)| {
         let (path, found) = store.found(file);

@@ -25,7 +25,7 @@ impl Claims {
                 end = claimed;
                 break;
             }
-            start = mailbox.position(claim.last.saturating_add(1));
+            start = mailbox.position(claim.last.next());
         }
         mailbox.entries().range(start.min(end)..end)
     }

@@ -5,7 +5,7 @@ use std::fmt;
 use std::net::IpAddr;
 
 use crate::buffer::{ReadBuffer, WriteBuffer};
-use crate::change::UserId;
+use crate::change::{Lsn, UserId};
 use crate::command::Pending;
 use crate::transfer::{Download, Upload};
 use crate::verb::Audience;
@@ -142,13 +142,13 @@ impl Connection {
     }
 }
 
-/// The messages of one INBOX reply: a run of ids in one mailbox.
+/// The messages of one INBOX reply: a run in one mailbox, by when they were sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Delivery {
     /// Whose mailbox.
     pub user: UserId,
-    /// The first id.
-    pub first: u64,
-    /// The last id.
-    pub last: u64,
+    /// The first.
+    pub first: Lsn,
+    /// The last.
+    pub last: Lsn,
 }

@@ -14,10 +14,11 @@ use std::io::{self, ErrorKind};
 use slab::Slab;
 use tracing::{debug, error, warn};
 
+use crate::change::Lsn;
 use crate::command::{self};
 use crate::connection::{CloseReason, Connection, ConnectionId, Peer, Phase};
 use crate::files::{FileDone, FileJob, TransferId};
-use crate::journal::{Batch, Log, Lsn};
+use crate::journal::{Batch, Log};
 use crate::limits::Limits;
 use crate::password::{PasswordDone, PasswordJob};
 use crate::refusal::Refusal;

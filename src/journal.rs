@@ -15,7 +15,7 @@
 //! | … | body: a kind (1 byte) and what belongs to it |
 //!
 //! Kind 0 is a mark, which opens each batch: its own position (8 bytes), and the position up to which the file was
-//! synced when the batch was begun (8 bytes). Every other kind is an encoded [`Change`]. Integers are little endian. A
+//! synced when the batch was begun (8 bytes). Kind 255 is a void, which a repair leaves where damage was. Every other kind is an encoded [`Change`]. Integers are little endian. A
 //! position ([`Lsn`]) counts bytes from the start of the file.
 //!
 //! # Recovery
@@ -25,26 +25,28 @@
 //! salt keeps a text that looks like a record from being taken for one.
 
 use std::fmt;
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufReader, ErrorKind, Read, Seek, SeekFrom, Write};
 use std::ops::Range;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{FallocateFlags, fallocate};
 
-use crate::change::Change;
+use crate::change::{Change, Lsn};
 use crate::data;
 
 const FILE_NAME: &str = "0000000001.log";
-/// A repair writes this much at a time.
-const REPAIR_BATCH_BYTES: usize = 1024 * 1024;
 const MAGIC: &[u8; 8] = b"kurirjnl";
 const VERSION: u32 = 1;
 const HEADER_BYTES: usize = 20;
 const RECORD_HEADER_BYTES: usize = 8;
 const KIND_MARK: u8 = 0;
+const KIND_VOID: u8 = 255;
+/// A header and a kind.
+const RECORD_BYTES_MIN: usize = RECORD_HEADER_BYTES + 1;
+const VOID_BYTES_MAX: usize = 1024 * 1024;
 const MARK_BYTES: usize = 17;
 /// Above every record that is ever written: a line, its names, and room to spare.
 const BODY_BYTES_MAX: usize = 16 * 1024 * 1024;
@@ -59,16 +61,6 @@ const ROOM_BYTES_MIN: u64 = 4096;
 const IDLE_WORK: Duration = Duration::from_secs(1);
 /// The last of the room is kept for what lets people read and delete; see [`Need`].
 pub const RESERVE_BYTES: u64 = 256 * 1024;
-
-/// A position in the order of changes ("log sequence number").
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Lsn(pub u64);
-
-impl fmt::Display for Lsn {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
-    }
-}
 
 /// Changes that become durable together.
 #[derive(Debug, Default)]
@@ -320,7 +312,7 @@ pub struct Survey {
     /// How many bytes of a torn end follow; the next start cuts them off.
     pub torn_bytes: u64,
     /// What had been synced and cannot be read.
-    pub damage: Vec<Range<Lsn>>,
+    pub damage: Vec<Range<usize>>,
 }
 
 /// What opening found.
@@ -391,13 +383,13 @@ impl Journal {
                     survey.end = lsn;
                     break;
                 }
-                let next = (at + 1..bytes.len()).find(|next| record_at(&bytes, *next, salt).is_some());
+                let next = (at + RECORD_BYTES_MIN..bytes.len()).find(|next| record_at(&bytes, *next, salt).is_some());
                 let next = next.unwrap_or(bytes.len());
-                survey.damage.push(lsn..Lsn(next as u64));
+                survey.damage.push(at..next);
                 at = next;
                 continue;
             };
-            if !is_mark_at(body, lsn) {
+            if !says_nothing(body, lsn) {
                 let change = Change::decode(body).ok_or_else(|| OpenError::Foreign(survey.path.clone()))?;
                 replay(&change, lsn);
                 survey.changes += 1;
@@ -408,47 +400,27 @@ impl Journal {
         Ok(survey)
     }
 
-    /// Puts a journal of the good changes of a damaged one in its place. The damaged one is kept beside it; says where.
+    /// Puts a repaired journal in the place of a damaged one: voids stand where the damage was, so that everything else keeps
+    /// its position. The damaged one is kept beside it; says where.
     ///
     /// # Errors
     /// [`OpenError`]
-    pub fn repair(directory: &Path) -> Result<(Survey, PathBuf), OpenError> {
-        let fresh = directory.join("repair");
-        let failed = |error| OpenError::Io(fresh.clone(), error);
-        if fresh.exists() {
-            // A repair that was cut off.
-            fs::remove_dir_all(&fresh).map_err(failed)?;
-        }
-        DirBuilder::new().mode(0o700).create(&fresh).map_err(failed)?;
-        let (mut journal, _) = Self::open(&fresh, |_, _| {})?;
-        let mut log = journal.log();
-        log.set_room(Lsn(u64::MAX), false);
-        let mut written = Ok(());
-        let survey = Self::survey(directory, |change, _| {
-            let is_appended = log.append(change, Need::Less).is_ok();
-            debug_assert!(is_appended);
-            if log.open.bytes.len() >= REPAIR_BATCH_BYTES {
-                written = std::mem::replace(&mut written, Ok(())).and_then(|()| journal.write_open(&mut log));
+    pub fn repair(survey: &Survey) -> Result<PathBuf, OpenError> {
+        let failed = |error| OpenError::Io(survey.path.clone(), error);
+        let mut bytes = fs::read(&survey.path).map_err(failed)?;
+        let header = bytes.first_chunk::<HEADER_BYTES>();
+        let salt = header.and_then(read_header).ok_or_else(|| OpenError::Foreign(survey.path.clone()))?;
+        for damage in &survey.damage {
+            let voids = voids(damage.len(), salt);
+            if let Some(place) = bytes.get_mut(damage.clone()) {
+                place.copy_from_slice(&voids);
             }
-        })?;
-        written.and_then(|()| journal.write_open(&mut log)).and_then(|()| journal.close()).map_err(failed)?;
-        let kept =
-            (1..).map(|number| directory.join(format!("{FILE_NAME}.damaged-{number}"))).find(|path| !path.exists());
-        let kept = kept.unwrap_or_default();
-        fs::copy(&survey.path, &kept)
-            .and_then(|_| File::open(&kept)?.sync_all())
-            .and_then(|()| fs::rename(fresh.join(FILE_NAME), &survey.path))
-            .and_then(|()| fs::remove_dir(&fresh))
-            .and_then(|()| data::sync(directory))
-            .map_err(failed)?;
-        Ok((survey, kept))
-    }
-
-    fn write_open(&mut self, log: &mut Log) -> io::Result<()> {
-        match log.take_batch() {
-            Some(batch) => self.write(&[batch]),
-            None => Ok(()),
         }
+        let with_ending = |ending: &str| survey.path.with_added_extension(ending);
+        let kept = (1..).map(|number| with_ending(&format!("damaged-{number}"))).find(|path| !path.exists());
+        let (kept, fresh) = (kept.unwrap_or_default(), with_ending("repaired"));
+        replace(&survey.path, &fresh, &bytes, &kept).map_err(failed)?;
+        Ok(kept)
     }
 
     /// The loop's side of it, with the room that there is.
@@ -597,7 +569,7 @@ fn scan(
     let mut body = Vec::new();
     let mut changes = 0;
     while read_record(&mut reader, salt, length - at.0, &mut body).map_err(failed)? {
-        if !is_mark_at(&body, at) {
+        if !says_nothing(&body, at) {
             // A record whose sum is right and that cannot be read was written by a program that this one does not know.
             let change = Change::decode(&body).ok_or_else(|| OpenError::Foreign(path.to_owned()))?;
             replay(&change, at);
@@ -621,6 +593,31 @@ fn read_header(header: &[u8; HEADER_BYTES]) -> Option<u32> {
     let is_known =
         magic == MAGIC && u32::from_le_bytes(*version) == VERSION && crc32c::crc32c(fields) == u32::from_le_bytes(*sum);
     is_known.then_some(u32::from_le_bytes(*salt))
+}
+
+/// Puts `bytes` in the place of the file at `path` by way of `fresh`, and what was there at `kept`.
+fn replace(path: &Path, fresh: &Path, bytes: &[u8], kept: &Path) -> io::Result<()> {
+    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(fresh)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    fs::hard_link(path, kept)?;
+    fs::rename(fresh, path)?;
+    path.parent().map_or(Ok(()), data::sync)
+}
+
+/// Records that say nothing, of exactly so many bytes together.
+fn voids(bytes: usize, salt: u32) -> Vec<u8> {
+    let mut out = Vec::with_capacity(bytes);
+    while out.len() < bytes {
+        let left = bytes - out.len();
+        // What is left over must be long enough for a record too.
+        let this = if left <= VOID_BYTES_MAX { left } else { VOID_BYTES_MAX - RECORD_BYTES_MIN };
+        record(&mut out, salt, |body| {
+            body.push(KIND_VOID);
+            body.resize(body.len() + this.saturating_sub(RECORD_BYTES_MIN), 0);
+        });
+    }
+    out
 }
 
 /// The body of the record at `at`, if a whole one stands there.
@@ -657,8 +654,9 @@ fn split_record_header(bytes: &[u8]) -> Option<([u8; 4], u32)> {
     Some((*length, u32::from_le_bytes(*sum)))
 }
 
-fn is_mark_at(body: &[u8], at: Lsn) -> bool {
-    mark(body).is_some_and(|(position, _)| position == at)
+/// A mark or a void.
+fn says_nothing(body: &[u8], at: Lsn) -> bool {
+    body.first() == Some(&KIND_VOID) || mark(body).is_some_and(|(position, _)| position == at)
 }
 
 /// A mark's own position and the one up to which the file was synced.
@@ -689,7 +687,7 @@ mod tests {
     use crate::change::UserId;
 
     fn change(user: u32) -> Change<'static> {
-        Change::Delivered { user: UserId(user), first: 1, last: u64::from(user) }
+        Change::Delivered { user: UserId(user), first: Lsn(1), last: Lsn(u64::from(user)) }
     }
 
     fn numbers(directory: &Path) -> Result<(Vec<u32>, Recovered), OpenError> {
@@ -804,15 +802,32 @@ mod tests {
             let mut damaged = whole.clone();
             damaged[place + RECORD_HEADER_BYTES] ^= 1;
             fs::write(&path, &damaged).unwrap();
-            let (survey, kept) = Journal::repair(directory.path()).unwrap();
+            let survey = Journal::survey(directory.path(), |_, _| {}).unwrap();
+            let kept = Journal::repair(&survey).unwrap();
             assert_eq!(survey.damage.len(), 1);
-            assert_eq!(survey.damage[0].start, Lsn(*place as u64));
+            assert_eq!(survey.damage[0].start, *place);
             assert_eq!(fs::read(kept).unwrap(), damaged);
             let expected: Vec<u32> = (0..6).filter(|number| *number as usize != index).collect();
             assert_eq!(
                 numbers(directory.path()).unwrap(),
                 (expected, Recovered { is_new: false, changes: 5, torn_bytes: 0 })
             );
+        }
+    }
+
+    #[test]
+    fn voids_fill_any_gap_to_the_byte() {
+        let sizes =
+            (RECORD_BYTES_MIN..100).chain(VOID_BYTES_MAX - 20..VOID_BYTES_MAX + 20).chain([3 * VOID_BYTES_MAX + 1]);
+        for bytes in sizes {
+            let filled = voids(bytes, 7);
+            assert_eq!(filled.len(), bytes);
+            let mut at = 0;
+            while let Some(body) = record_at(&filled, at, 7) {
+                assert!(says_nothing(body, Lsn(0)));
+                at += RECORD_HEADER_BYTES + body.len();
+            }
+            assert_eq!(at, bytes);
         }
     }
 

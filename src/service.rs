@@ -3,13 +3,14 @@
 
 use std::collections::{HashMap, VecDeque};
 
+use crate::change::Lsn;
 use crate::change::{Change, FileId, UserId};
 use crate::claims::Claims;
 use crate::command::{Context, Outcome, PasswordWork, Task};
 use crate::connection::{Connection, ConnectionId, Delivery, Peer, Phase};
 use crate::engine::{Host, Job, Registration};
 use crate::files::{FileJob, TransferId};
-use crate::journal::{Log, Lsn, Need};
+use crate::journal::{Log, Need};
 use crate::limits::Limits;
 use crate::password::PasswordJob;
 use crate::refusal::Refusal;
@@ -149,7 +150,7 @@ impl Service {
         let items = entries.iter().map(|entry| item(entry));
         let count = self.inbox.write(connection.write.out(), items, bytes_max, spec.dialect);
         if let [first, .., last] | [first @ last] = &entries[..count] {
-            let delivery = Delivery { user, first: first.id, last: last.id };
+            let delivery = Delivery { user, first: first.lsn, last: last.lsn };
             self.claims.add(delivery);
             connection.deliveries.push_back((connection.write.end(), delivery));
         }

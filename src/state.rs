@@ -7,8 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::rc::Rc;
 
-use crate::change::{Change, FileId, GroupId, SessionId, Target, UserId};
-use crate::journal::Lsn;
+use crate::change::{Change, FileId, GroupId, Lsn, SessionId, Target, UserId};
 
 /// A token is good for this long after its last use.
 pub const SESSION_MS_MAX: u64 = 30 * 24 * HOUR_MS;
@@ -180,10 +179,10 @@ impl Mailbox {
         self.changed
     }
 
-    /// Where the first entry with at least this id stands.
+    /// Where the first entry stands that was sent at `lsn` or later.
     #[must_use]
-    pub fn position(&self, id: u64) -> usize {
-        self.entries.partition_point(|entry| entry.id < id)
+    pub fn position(&self, lsn: Lsn) -> usize {
+        self.entries.partition_point(|entry| entry.lsn < lsn)
     }
 
     fn push(&mut self, lsn: Lsn, message: Rc<Message>) {
@@ -193,9 +192,9 @@ impl Mailbox {
         self.entries.push_back(Entry { id: self.last_id, lsn, message });
     }
 
-    fn remove(&mut self, lsn: Lsn, first: u64, last: u64) {
+    fn remove(&mut self, lsn: Lsn, first: Lsn, last: Lsn) {
         self.changed = lsn;
-        let range = self.position(first)..self.position(last.saturating_add(1));
+        let range = self.position(first)..self.position(last.next());
         if range.start < range.end {
             self.bytes -= self.entries.drain(range).map(|entry| entry.message.text().len() as u64).sum::<u64>();
         }

@@ -5,9 +5,9 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use memchr::memchr3;
 
+use crate::change::Lsn;
 use crate::change::{FileId, Target, UserId};
 use crate::files::TransferId;
-use crate::journal::Lsn;
 use crate::refusal::Refusal;
 use crate::verb::Spec;
 

@@ -9,9 +9,10 @@ use std::collections::HashMap;
 use std::convert::Infallible;
 
 use kurir::change::FileId;
+use kurir::change::Lsn;
 use kurir::engine::{Completion, Engine, Job, Registration};
 use kurir::files::{FileDone, FileJob, TransferId};
-use kurir::journal::{Batch, Log, Lsn, RESERVE_BYTES, WAIT_BYTES};
+use kurir::journal::{Batch, Log, RESERVE_BYTES, WAIT_BYTES};
 use kurir::limits::Limits;
 use kurir::local::Workers;
 use kurir::password::{PasswordDone, PasswordJob};
