@@ -367,9 +367,21 @@ impl Journal {
     ///
     /// # Errors
     /// [`OpenError`], but not for damage.
-    pub fn survey(directory: &Path, mut replay: impl FnMut(&Change<'_>, Lsn)) -> Result<Survey, OpenError> {
+    pub fn survey(directory: &Path, replay: impl FnMut(&Change<'_>, Lsn)) -> Result<Survey, OpenError> {
         let path = directory.join(FILE_NAME);
         let bytes = fs::read(&path).map_err(|error| OpenError::Io(path.clone(), error))?;
+        Self::survey_bytes(&bytes, path, replay)
+    }
+
+    /// The same for a journal in memory, which `path` names.
+    ///
+    /// # Errors
+    /// [`OpenError::Foreign`]
+    pub fn survey_bytes(
+        bytes: &[u8],
+        path: PathBuf,
+        mut replay: impl FnMut(&Change<'_>, Lsn),
+    ) -> Result<Survey, OpenError> {
         let header = bytes.first_chunk::<HEADER_BYTES>();
         let salt = header.and_then(read_header).ok_or_else(|| OpenError::Foreign(path.clone()))?;
         let end = Lsn(bytes.len() as u64);
@@ -377,13 +389,13 @@ impl Journal {
         let mut at = HEADER_BYTES;
         while at < bytes.len() {
             let lsn = Lsn(at as u64);
-            let Some(body) = record_at(&bytes, at, salt) else {
+            let Some(body) = record_at(bytes, at, salt) else {
                 // As at the start of a server: what nobody says had been synced is the torn end of a write.
                 if !was_synced_past(&bytes[at..], salt, lsn) {
                     survey.end = lsn;
                     break;
                 }
-                let next = (at + RECORD_BYTES_MIN..bytes.len()).find(|next| record_at(&bytes, *next, salt).is_some());
+                let next = (at + RECORD_BYTES_MIN..bytes.len()).find(|next| record_at(bytes, *next, salt).is_some());
                 let next = next.unwrap_or(bytes.len());
                 survey.damage.push(at..next);
                 at = next;

@@ -10,10 +10,10 @@ use std::convert::Infallible;
 use std::net::{IpAddr, Ipv4Addr};
 
 use kurir::change::FileId;
+use kurir::change::Lsn;
 use kurir::connection::{ConnectionId, Peer};
 use kurir::engine::{Completion, Engine, Job, Registration};
 use kurir::files::{FileDone, FileJob, TransferId};
-use kurir::change::Lsn;
 use kurir::journal::Log;
 use kurir::limits::Limits;
 use kurir::local::{Local, Workers};
