@@ -258,16 +258,22 @@ fn a_stop_answers_what_was_received() {
     assert_eq!(texts_of(&inbox, "messi").len(), 2000);
 }
 
-#[test]
-fn a_stop_does_not_wait_for_ever_for_a_peer_that_does_not_read() {
-    let data = tempfile::tempdir().unwrap();
-    let mut server = Server::demo(data.path(), &["--stop-ms-max", "200"]);
+/// A peer that reads the start of a large reply and no more.
+fn stalled_download(server: &Server) -> Client<TcpStream> {
     let (mut messi, token) = server.login("messi");
     let content = STANDARD.encode(vec![7; 16 * 1024 * 1024]);
     messi.request(&format!("SEND FILE {token} messi besar.bin {content}")).unwrap();
     messi.send(format!("DOWNLOAD FILE {token} messi besar.bin").as_bytes()).unwrap();
     let mut start = [0; 100];
     messi.stream().read_exact(&mut start).unwrap();
+    messi
+}
+
+#[test]
+fn a_stop_does_not_wait_for_ever_for_a_peer_that_does_not_read() {
+    let data = tempfile::tempdir().unwrap();
+    let mut server = Server::demo(data.path(), &["--stop-ms-max", "200"]);
+    let _messi = stalled_download(&server);
     server.signal(Signal::TERM);
     assert!(server.wait().success());
 }
@@ -489,12 +495,7 @@ fn a_taken_port_leaves_no_data_directory_behind() {
 fn a_second_signal_stops_it_at_once() {
     let data = tempfile::tempdir().unwrap();
     let mut server = Server::demo(data.path(), &["--stop-ms-max", "60000"]);
-    let (mut messi, token) = server.login("messi");
-    let content = STANDARD.encode(vec![7; 16 * 1024 * 1024]);
-    messi.request(&format!("SEND FILE {token} messi besar.bin {content}")).unwrap();
-    messi.send(format!("DOWNLOAD FILE {token} messi besar.bin").as_bytes()).unwrap();
-    let mut start = [0; 100];
-    messi.stream().read_exact(&mut start).unwrap();
+    let _messi = stalled_download(&server);
     server.signal(Signal::TERM);
     // The first is taken when nobody can connect any more.
     while TcpStream::connect(server.addresses[0]).is_ok() {}
