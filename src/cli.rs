@@ -5,6 +5,9 @@ use std::io::{self, BufRead, IsTerminal, Write};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use rustix::fs::Mode;
@@ -24,6 +27,8 @@ const DATA_DEFAULT: &str = "./kurir-data";
 const DATA_DEMO: &str = "./kurir-demo";
 const LISTEN_DEFAULT: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 8889);
 const REGISTRATIONS_PER_MINUTE: u32 = 10;
+/// How long the end of the program waits for what it has left to say.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// It was done, and failed.
 const EXIT_FAILED: u8 = 1;
@@ -229,7 +234,14 @@ fn print_help(help: &clap::Error) -> ExitCode {
 }
 
 fn serve(arguments: Serve) -> ExitCode {
-    let _log = start_log(arguments.log, arguments.log_format);
+    let log = start_log(arguments.log, arguments.log_format);
+    let code = serve_logged(arguments);
+    // The last lines are written when this is dropped.
+    with_patience(move || drop(log));
+    code
+}
+
+fn serve_logged(arguments: Serve) -> ExitCode {
     let options = match server_options(arguments) {
         Ok(options) => options,
         Err(text) => return fail(EXIT_USAGE, &text),
@@ -396,9 +408,23 @@ fn print_groups(groups: &Value) -> io::Result<()> {
     })
 }
 
+/// Does something that may hang for ever, since nobody reads what is written, and waits for it a moment.
+fn with_patience(work: impl FnOnce() + Send + 'static) {
+    let (done, is_done) = mpsc::channel::<()>();
+    let started = thread::Builder::new().spawn(move || {
+        work();
+        drop(done);
+    });
+    if started.is_ok() {
+        // Ends with the other side, which is never sent anything.
+        let (Ok(()) | Err(_)) = is_done.recv_timeout(PATIENCE);
+    }
+}
+
 /// Says on standard error, in one line, what went wrong.
 fn fail(code: u8, error: &impl Display) -> ExitCode {
+    let line = format!("kurir: {error}\n");
     // Where even this cannot be said, the exit code has to do.
-    drop(writeln!(io::stderr(), "kurir: {error}"));
+    with_patience(move || drop(io::stderr().write_all(line.as_bytes())));
     ExitCode::from(code)
 }

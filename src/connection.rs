@@ -114,6 +114,8 @@ pub struct Connection {
     pub(crate) is_queued: bool,
     /// It is on the list of those that may have something to write.
     pub(crate) is_unflushed: bool,
+    /// Bytes read since the server began to stop.
+    pub(crate) read_in_stop: u64,
     /// Nothing more is served; it goes once all is written.
     pub(crate) closing: Option<CloseReason>,
     /// All is written, and the peer was told that nothing more comes; it is closed once the peer has ended too.
@@ -135,6 +137,7 @@ impl Connection {
             is_ended: false,
             is_queued: false,
             is_unflushed: false,
+            read_in_stop: 0,
             closing: None,
             is_lingering: false,
             deliveries: VecDeque::new(),

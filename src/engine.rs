@@ -84,6 +84,8 @@ pub enum Completion {
         room: Lsn,
         /// And no further.
         is_full: bool,
+        /// All before this is on the disk.
+        synced: Lsn,
     },
     /// Password work is done.
     Password(PasswordDone),
@@ -244,9 +246,7 @@ impl Engine {
         self.service.write_down_deliveries();
         self.service.expire_sessions();
         self.service.collect_removals();
-        if let Some(batch) = self.service.log.take_batch() {
-            host.submit(Job::Journal(batch));
-        }
+        self.submit_batch(host);
         for id in std::mem::take(&mut self.unflushed) {
             self.flush(id, host);
         }
@@ -259,6 +259,13 @@ impl Engine {
         self.reap(host);
     }
 
+    /// Hands over what has changed since the last batch. A turn does so; the last turn may leave something behind.
+    pub fn submit_batch(&mut self, host: &mut impl Host) {
+        if let Some(batch) = self.service.log.take_batch() {
+            host.submit(Job::Journal(batch));
+        }
+    }
+
     fn take(&mut self, completion: Completion, host: &mut impl Host) {
         match completion {
             Completion::Settled { batch, synced } => {
@@ -266,8 +273,10 @@ impl Engine {
                 self.service.log.settle(batch, synced);
                 self.release(number, host);
             }
-            Completion::Room { room, is_full } => {
+            Completion::Room { room, is_full, synced } => {
                 self.service.log.set_room(room, is_full);
+                self.service.log.set_synced(synced);
+                self.remove_files(host);
                 for id in std::mem::take(&mut self.stalled) {
                     if let Some(connection) = find(&mut self.connections, id) {
                         enqueue(connection, &mut self.run_queue);
@@ -287,6 +296,11 @@ impl Engine {
                 mark_unflushed(connection, &mut self.unflushed);
             }
         }
+        self.remove_files(host);
+    }
+
+    /// Files that nobody lists any more go once that is on the disk.
+    fn remove_files(&mut self, host: &mut impl Host) {
         let synced = self.service.log.synced();
         while let Some((_, file)) = self.service.removals.pop_front_if(|(end, _)| *end <= synced) {
             host.submit(Job::File(FileJob::Remove(file)));

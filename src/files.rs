@@ -4,7 +4,7 @@
 //! thread, one job at a time, in order. An upload is written to `incoming/`, synced, and renamed to its place; what it
 //! is called and who may have it is not known here.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, ErrorKind, Write};
@@ -85,13 +85,15 @@ pub struct FileStore {
     /// None for one that has failed: what still comes for it is for nothing.
     uploads: HashMap<TransferId, Option<File>>,
     downloads: HashMap<TransferId, File>,
+    /// Directories whose own entry this process has synced.
+    synced: HashSet<PathBuf>,
 }
 
 impl FileStore {
     /// The files under `root`; the directory and its `incoming/` exist.
     #[must_use]
     pub fn new(root: PathBuf) -> Self {
-        Self { root, uploads: HashMap::new(), downloads: HashMap::new() }
+        Self { root, uploads: HashMap::new(), downloads: HashMap::new(), synced: HashSet::new() }
     }
 
     /// Removes what a crash left: unfinished uploads, and files that `is_known` does not know. Says how many.
@@ -136,7 +138,7 @@ impl FileStore {
     pub fn has_any(&self) -> io::Result<bool> {
         for directory in fs::read_dir(&self.root)? {
             let path = directory?.path();
-            if !path.ends_with("incoming") && fs::read_dir(path)?.next().is_some() {
+            if path.is_dir() && !path.ends_with("incoming") && fs::read_dir(path)?.next().is_some() {
                 return Ok(true);
             }
         }
@@ -208,9 +210,10 @@ impl FileStore {
         upload.as_mut().ok_or(ErrorKind::StorageFull)?.sync_all()?;
         let place = self.place(file);
         let directory = self.directory(file);
-        if !directory.exists() {
-            DirBuilder::new().mode(0o700).create(&directory)?;
+        if !self.synced.contains(&directory) {
+            DirBuilder::new().recursive(true).mode(0o700).create(&directory)?;
             data::sync(&self.root)?;
+            self.synced.insert(directory.clone());
         }
         fs::rename(self.incoming(transfer), &place)?;
         self.uploads.remove(&transfer);

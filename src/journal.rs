@@ -212,11 +212,16 @@ impl Log {
     pub fn settle(&mut self, batch: Batch, synced: Lsn) {
         self.settled = self.settled.max(batch.end());
         self.settled_batch = self.settled_batch.max(batch.number);
-        self.synced = self.synced.max(synced);
+        self.set_synced(synced);
         if batch.bytes.capacity() > self.spare.capacity() {
             self.spare = batch.bytes;
             self.spare.clear();
         }
+    }
+
+    /// Takes the word of the journal thread that all before `synced` is on the disk.
+    pub fn set_synced(&mut self, synced: Lsn) {
+        self.synced = self.synced.max(synced);
     }
 
     /// Takes the word of the journal thread that the disk has room up to `room`, and whether that is all.
@@ -526,8 +531,11 @@ impl Journal {
         self.sync()?;
         let mut end = Vec::new();
         mark_record(&mut end, self.salt, self.end, self.synced);
-        self.file.write_all(&end)?;
-        self.file.sync_data()
+        match self.file.write_all(&end) {
+            // The mark is for the case of damage alone.
+            Err(error) if matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded) => Ok(()),
+            written => written.and_then(|()| self.file.sync_data()),
+        }
     }
 
     /// When, at the latest, it should be synced and make room though nothing new is to be written; never, if all is

@@ -10,6 +10,7 @@ use std::net::{IpAddr, Shutdown, SocketAddr};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use mio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
@@ -33,6 +34,8 @@ use crate::threads::Threads;
 const WAKER: Token = Token(usize::MAX);
 const SIGNALS: Token = Token(usize::MAX - 1);
 const LISTENER_LAST: usize = usize::MAX - 2;
+/// The exit code when a second signal comes before the first is done with.
+const EXIT_STOPPED_AT_ONCE: u8 = 1;
 const EVENTS_PER_TURN_MAX: usize = 1024;
 /// Connections that wait to be accepted, as far as the system lets them.
 const LISTEN_BACKLOG: i32 = 4096;
@@ -76,7 +79,6 @@ pub enum ServerError {
     Setup(&'static str, io::Error),
     /// While it ran.
     Poll(io::Error),
-    StoppedAtOnce,
     Work(WorkError),
 }
 
@@ -84,7 +86,7 @@ impl ServerError {
     /// The server never took a connection: something about its arguments or its surroundings is wrong.
     #[must_use]
     pub fn is_before_start(&self) -> bool {
-        !matches!(self, Self::Poll(_) | Self::StoppedAtOnce | Self::Work(_))
+        !matches!(self, Self::Poll(_) | Self::Work(_))
     }
 }
 
@@ -101,7 +103,6 @@ impl fmt::Display for ServerError {
             Self::Hash(error) => error.fmt(f),
             Self::Setup(what, error) => write!(f, "cannot {what}: {error}"),
             Self::Poll(error) => write!(f, "waiting for events failed: {error}"),
-            Self::StoppedAtOnce => f.write_str("stopped at once by a second signal"),
             Self::Work(error) => error.fmt(f),
         }
     }
@@ -117,6 +118,8 @@ pub struct Server {
     listeners: Vec<Listener>,
     net: Net,
     admin_socket: PathBuf,
+    /// With this, a signal ends the process at once.
+    is_stopping: Arc<AtomicBool>,
     /// Held until the server is gone.
     _directory: data::DataDirectory,
 }
@@ -167,6 +170,12 @@ impl Server {
 
         let setup = |error| ServerError::Setup("watch for events", error);
         let waker = Arc::new(Waker::new(poll.registry(), WAKER).map_err(setup)?);
+        let is_stopping = Arc::new(AtomicBool::new(false));
+        for signal in [SIGTERM, SIGINT] {
+            // Even a disk or a terminal that hangs does not hold this up.
+            let code = i32::from(EXIT_STOPPED_AT_ONCE);
+            signal_hook::flag::register_conditional_shutdown(signal, code, Arc::clone(&is_stopping)).map_err(setup)?;
+        }
         let mut signals = Signals::new([SIGTERM, SIGINT]).map_err(setup)?;
         // A file that may not grow is an error of the write, not the end of the process.
         signal_hook::flag::register(SIGXFSZ, Arc::default()).map_err(setup)?;
@@ -180,7 +189,7 @@ impl Server {
         let connections_max = engine.limits().connections_max;
         info!(?sync, connections_max, registration_open = registration.is_open, "serving");
         let net = Net { registry, sockets: Vec::new(), threads };
-        Ok(Self { poll, signals, engine, listeners, net, admin_socket, _directory: directory })
+        Ok(Self { poll, signals, engine, listeners, net, admin_socket, is_stopping, _directory: directory })
     }
 
     /// Where it listens, with the real ports.
@@ -212,11 +221,7 @@ impl Server {
             for event in &events {
                 match event.token() {
                     WAKER => {}
-                    SIGNALS => {
-                        if self.is_told_to_stop(&mut stop_by) {
-                            return Err(ServerError::StoppedAtOnce);
-                        }
-                    }
+                    SIGNALS => self.begin_stop(&mut stop_by),
                     Token(token) => match self.listeners.get_mut(LISTENER_LAST - token) {
                         Some(listener) => listener.is_ready = true,
                         None => self.engine.ready(connection_id(token), is_readable(event), is_writable(event)),
@@ -233,6 +238,8 @@ impl Server {
             }
             if stop_by.is_some_and(|deadline| Instant::now() >= deadline) {
                 warn!(connections = self.engine.connections(), "some peers did not take their replies in time");
+                self.engine.submit_batch(&mut self.net);
+                self.net.let_go();
                 break;
             }
         }
@@ -259,19 +266,16 @@ impl Server {
         [retry, stop, engine].into_iter().flatten().min().unwrap_or(SLEEP_MAX).min(SLEEP_MAX)
     }
 
-    /// The first signal begins the stop; true for the second.
-    fn is_told_to_stop(&mut self, stop_by: &mut Option<Instant>) -> bool {
+    /// The first signal begins the stop. From then on the next one ends the process where it stands.
+    fn begin_stop(&mut self, stop_by: &mut Option<Instant>) {
         for signal in self.signals.pending() {
-            if stop_by.is_some() {
-                return true;
-            }
             let limit_ms = self.engine.limits().stop_ms_max;
             info!(signal, connections = self.engine.connections(), "stopping");
             *stop_by = Some(Instant::now() + Duration::from_millis(limit_ms));
+            self.is_stopping.store(true, Ordering::SeqCst);
             self.listeners.clear();
             self.engine.stop();
         }
-        false
     }
 
     /// Accepts what waits, a bounded number a turn.
@@ -340,18 +344,47 @@ impl Net {
         self.sockets[slot] = Some(socket);
     }
 
+    /// Lets every peer have what its kernel and ours hold for it: a socket that is closed with something unread in it takes
+    /// that back.
+    fn let_go(&mut self) {
+        const READS_MAX: usize = 64;
+        let mut unread = vec![0; 64 * 1024];
+        for socket in self.sockets.iter_mut().flatten() {
+            let (Ok(()) | Err(_)) = socket.shutdown();
+            for _ in 0..READS_MAX {
+                if !matches!(socket.read(&mut unread), Ok(count) if count > 0) {
+                    break;
+                }
+            }
+        }
+    }
+
     fn socket(&mut self, id: ConnectionId) -> io::Result<&mut Socket> {
         let socket = self.sockets.get_mut(id.slot as usize).and_then(Option::as_mut);
         socket.ok_or_else(|| ErrorKind::NotConnected.into())
     }
 }
 
+impl Socket {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Tcp(stream) => stream.read(into),
+            Self::Unix(stream) => stream.read(into),
+        }
+    }
+
+    /// Says that nothing more will be written.
+    fn shutdown(&self) -> io::Result<()> {
+        match self {
+            Self::Tcp(stream) => stream.shutdown(Shutdown::Write),
+            Self::Unix(stream) => stream.shutdown(Shutdown::Write),
+        }
+    }
+}
+
 impl Host for Net {
     fn read(&mut self, id: ConnectionId, into: &mut [u8]) -> io::Result<usize> {
-        match self.socket(id)? {
-            Socket::Tcp(stream) => stream.read(into),
-            Socket::Unix(stream) => stream.read(into),
-        }
+        self.socket(id)?.read(into)
     }
 
     fn write(&mut self, id: ConnectionId, from: &[u8]) -> io::Result<usize> {
@@ -362,10 +395,7 @@ impl Host for Net {
     }
 
     fn end(&mut self, id: ConnectionId) {
-        let ended = self.socket(id).and_then(|socket| match socket {
-            Socket::Tcp(stream) => stream.shutdown(Shutdown::Write),
-            Socket::Unix(stream) => stream.shutdown(Shutdown::Write),
-        });
+        let ended = self.socket(id).and_then(|socket| socket.shutdown());
         if let Err(error) = ended {
             debug!(%error, "a connection could not be ended");
         }

@@ -15,6 +15,8 @@ use crate::request;
 use crate::service::{Service, Storing};
 use crate::transfer::{BLOCK_BYTES, ContentError, Upload};
 
+/// What a peer may still send while the server stops: about as much as may be on its way when the stop begins.
+const STOP_READ_BYTES_MAX: u64 = 1024 * 1024;
 /// Output waiting for a peer at which a download goes on.
 const DOWNLOAD_BACKLOG_MAX: usize = BLOCK_BYTES / 3 * 4;
 
@@ -64,7 +66,12 @@ pub(crate) fn serve_within_budget(
         if !connection.is_readable {
             return if is_stopping { Err(CloseReason::ServerStops) } else { Ok(Stop::Waiting) };
         }
-        bytes_left = bytes_left.saturating_sub(fill(connection, spare_buffers, host)?);
+        if is_stopping && connection.read_in_stop > STOP_READ_BYTES_MAX {
+            return Err(CloseReason::ServerStops);
+        }
+        let count = fill(connection, spare_buffers, host)?;
+        bytes_left = bytes_left.saturating_sub(count);
+        connection.read_in_stop += if is_stopping { count } else { 0 };
     }
 }
 

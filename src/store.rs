@@ -166,5 +166,5 @@ pub fn write(journal: &mut Journal, mut batches: Vec<Batch>, sync: Sync) -> Resu
 /// What the loop is to know of the journal's room.
 #[must_use]
 pub fn room(journal: &Journal) -> Completion {
-    Completion::Room { room: journal.room(), is_full: journal.is_full() }
+    Completion::Room { room: journal.room(), is_full: journal.is_full(), synced: journal.synced() }
 }

@@ -2,6 +2,7 @@
 //! another and a wake-up. None of them sees the state.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread::{self, JoinHandle};
 
@@ -25,6 +26,7 @@ pub struct Threads {
     files: Sender<FileJob>,
     passwords: Sender<PasswordJob>,
     reports: Receiver<Report>,
+    is_finishing: Arc<AtomicBool>,
     handles: Vec<JoinHandle<()>>,
 }
 
@@ -33,6 +35,8 @@ pub struct Threads {
 struct Reporter {
     reports: Sender<Report>,
     waker: Arc<Waker>,
+    /// What is queued is for nobody any more; only the journal is still written.
+    is_finishing: Arc<AtomicBool>,
 }
 
 impl Reporter {
@@ -65,7 +69,8 @@ impl Threads {
     pub fn start(store: StoreWorkers, sync: Sync, waker: Arc<Waker>) -> std::io::Result<Self> {
         let StoreWorkers { journal, files, hasher } = store;
         let (reports_in, reports) = mpsc::channel();
-        let reporter = Reporter { reports: reports_in, waker };
+        let is_finishing = Arc::new(AtomicBool::new(false));
+        let reporter = Reporter { reports: reports_in, waker, is_finishing: Arc::clone(&is_finishing) };
         let (journal_jobs, batches) = mpsc::channel();
         let (file_jobs, files_to_do) = mpsc::channel();
         let (password_jobs, passwords_to_do) = mpsc::channel();
@@ -82,7 +87,7 @@ impl Threads {
             spawn("files", Box::new(move || run_files(files, &files_to_do, &for_files)))?,
             spawn("password", Box::new(move || run_passwords(hasher, &passwords_to_do, &for_passwords)))?,
         ];
-        Ok(Self { journal: journal_jobs, files: file_jobs, passwords: password_jobs, reports, handles })
+        Ok(Self { journal: journal_jobs, files: file_jobs, passwords: password_jobs, reports, is_finishing, handles })
     }
 
     /// Hands a job to its thread. A thread that is gone has said why, so its jobs may be dropped.
@@ -103,11 +108,12 @@ impl Threads {
         self.reports.try_recv().ok()
     }
 
-    /// Lets the threads do what they have, and waits for them.
+    /// Lets the journal thread write what it has and the others end what they are at, and waits for them.
     ///
     /// # Errors
     /// The first that one of them failed with.
     pub fn finish(self) -> Result<(), WorkError> {
+        self.is_finishing.store(true, Ordering::SeqCst);
         drop((self.journal, self.files, self.passwords));
         for handle in self.handles {
             // One that panicked has reported it.
@@ -157,7 +163,7 @@ fn next_batch(journal: &Journal, batches: &Receiver<Batch>) -> Result<Batch, Rec
 }
 
 fn run_files(mut files: FileStore, jobs: &Receiver<FileJob>, reporter: &Reporter) {
-    for job in jobs {
+    for job in jobs.iter().take_while(|_| !reporter.is_finishing.load(Ordering::SeqCst)) {
         let is_heard = match files.run(job) {
             Ok(None) => true,
             Ok(Some(done)) => reporter.say(Ok(Completion::File(done))),
@@ -170,7 +176,7 @@ fn run_files(mut files: FileStore, jobs: &Receiver<FileJob>, reporter: &Reporter
 }
 
 fn run_passwords(mut hasher: Hasher, jobs: &Receiver<PasswordJob>, reporter: &Reporter) {
-    for job in jobs {
+    for job in jobs.iter().take_while(|_| !reporter.is_finishing.load(Ordering::SeqCst)) {
         let report = hasher.run(&job).map(Completion::Password).map_err(WorkError::Password);
         if !reporter.say(report) {
             return;

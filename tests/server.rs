@@ -11,6 +11,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 use std::thread;
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -644,4 +645,48 @@ fn stored_files_are_not_given_up_for_a_journal_that_is_lost() {
     fs::write(data.path().join("journal/0000000001.log"), "").unwrap();
     assert_refused(&["serve", "--listen", "127.0.0.1:0", "--data", path], "there are stored files");
     assert_eq!(files_below(&data.path().join("files")), files);
+}
+
+#[test]
+fn deleted_bytes_go_without_another_change_though_syncs_are_rare() {
+    let data = tempfile::tempdir().unwrap();
+    let server = Server::demo(data.path(), &["--sync", "interval"]);
+    let (mut messi, token) = server.login("messi");
+    messi.request(&format!("SEND FILE {token} messi a.txt QUJD")).unwrap();
+    messi.request(&format!("DELETE FILE {token} messi a.txt")).unwrap();
+    // About a second; a test that hangs is ended by whoever runs it.
+    while files_below(&data.path().join("files")) > 0 {
+        thread::sleep(Duration::from_millis(50));
+    }
+}
+
+#[test]
+fn a_second_signal_ends_it_though_standard_error_hangs() {
+    let data = tempfile::tempdir().unwrap();
+    let path = data.path().to_str().unwrap();
+    let arguments =
+        ["serve", "--demo", "--listen", "127.0.0.1:0", "--data", path, "--log", "debug", "--stop-ms-max", "60000"];
+    let mut server = Server::start_with_pipe(&mut kurir(&arguments));
+    // Far more lines than a pipe holds.
+    for _ in 0..1000 {
+        server.client().request("PING").unwrap();
+    }
+    let _messi = stalled_download(&server);
+    server.signal(Signal::TERM);
+    while TcpStream::connect(server.addresses[0]).is_ok() {}
+    server.signal(Signal::INT);
+    assert_eq!(server.wait().code(), Some(1));
+}
+
+#[test]
+fn a_stop_ends_though_standard_error_hangs() {
+    let data = tempfile::tempdir().unwrap();
+    let path = data.path().to_str().unwrap();
+    let arguments = ["serve", "--demo", "--listen", "127.0.0.1:0", "--data", path, "--log", "debug"];
+    let mut server = Server::start_with_pipe(&mut kurir(&arguments));
+    for _ in 0..1000 {
+        server.client().request("PING").unwrap();
+    }
+    server.signal(Signal::TERM);
+    assert!(server.wait().success());
 }

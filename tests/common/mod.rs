@@ -67,7 +67,7 @@ impl MemoryWorkers {
             (false, true) => (WAIT_BYTES + TIGHT_BYTES, false),
             (false, false) => (PLENTY, false),
         };
-        Completion::Room { room: Lsn(end + ahead), is_full }
+        Completion::Room { room: Lsn(end + ahead), is_full, synced: Lsn(end) }
     }
 
     fn write(&mut self, batch: Batch) -> Completion {
