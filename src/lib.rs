@@ -15,7 +15,7 @@
 //! | what it does | [`command`], [`claims`] (an INBOX on its way), [`throttle`] |
 //! | what it answers | [`reply`], [`refusal`] |
 //! | what there is | [`state`], and [`change`], the only way in which it changes |
-//! | where it is kept | [`journal`], [`files`], [`data`] (the directory) |
+//! | where it is kept | [`store`] (all of it), [`journal`], [`files`], [`data`] (the directory) |
 //! | how it runs | [`engine`] (the turn), `serve` (a connection's share of it), `service` (what all share), [`connection`], [`buffer`], [`transfer`] (files as streams) |
 //! | what it runs on | [`net`] (sockets, signals, the clock), [`threads`], [`password`], [`local`] (no sockets at all) |
 //! | its bounds | [`limits`] |
@@ -26,7 +26,7 @@
 //! - A reply that says OK is written after the journal batch that it depends on is durable, and so is a reply that shows
 //!   what is not durable yet.
 //! - Everything between [`net`] and the helper threads runs without a socket, a clock, a file or randomness.
-//! - Everything is bounded, and every bound is a field of [`limits::Limits`].
+//! - What a peer can make the server hold or do at once is bounded, by a field of [`limits::Limits`].
 
 pub mod admin;
 pub mod buffer;

@@ -492,16 +492,21 @@ fn a_taken_port_leaves_no_data_directory_behind() {
     assert!(!root.exists());
 }
 
-#[test]
-fn a_second_signal_stops_it_at_once() {
-    let data = tempfile::tempdir().unwrap();
-    let mut server = Server::demo(data.path(), &["--stop-ms-max", "60000"]);
-    let _messi = stalled_download(&server);
+/// While a peer holds up a stop, the next signal ends it, with an exit code of its own.
+fn assert_ended_by_a_second_signal(server: &mut Server) {
+    let _messi = stalled_download(server);
     server.signal(Signal::TERM);
     // The first is taken when nobody can connect any more.
     while TcpStream::connect(server.addresses[0]).is_ok() {}
     server.signal(Signal::INT);
     assert_eq!(server.wait().code(), Some(1));
+}
+
+#[test]
+fn a_second_signal_stops_it_at_once() {
+    let data = tempfile::tempdir().unwrap();
+    let mut server = Server::demo(data.path(), &["--stop-ms-max", "60000"]);
+    assert_ended_by_a_second_signal(&mut server);
 }
 
 #[test]
@@ -538,16 +543,21 @@ fn a_log_that_cannot_be_written_is_no_reason_to_stop() {
     }
 }
 
+/// A server whose standard error is a pipe that is full: it takes some 64 KiB, and each connection is two lines.
+fn with_unread_log(data: &Path, more: &[&str]) -> Server {
+    let path = data.to_str().unwrap();
+    let arguments = ["serve", "--demo", "--listen", "127.0.0.1:0", "--data", path, "--log", "debug"];
+    let server = Server::start_with_pipe(&mut kurir(&[&arguments[..], more].concat()));
+    for _ in 0..1000 {
+        server.client().request("PING").unwrap();
+    }
+    server
+}
+
 #[test]
 fn a_log_that_nobody_reads_holds_up_nobody() {
     let data = tempfile::tempdir().unwrap();
-    let path = data.path().to_str().unwrap();
-    let mut command = kurir(&["serve", "--demo", "--listen", "127.0.0.1:0", "--data", path, "--log", "debug"]);
-    // A pipe takes some 64 KiB; each connection is two lines.
-    let server = Server::start_with_pipe(&mut command);
-    for _ in 0..2000 {
-        server.client().request("PING").unwrap();
-    }
+    with_unread_log(data.path(), &[]).client().request("PING").unwrap();
 }
 
 #[test]
@@ -663,30 +673,14 @@ fn deleted_bytes_go_without_another_change_though_syncs_are_rare() {
 #[test]
 fn a_second_signal_ends_it_though_standard_error_hangs() {
     let data = tempfile::tempdir().unwrap();
-    let path = data.path().to_str().unwrap();
-    let arguments =
-        ["serve", "--demo", "--listen", "127.0.0.1:0", "--data", path, "--log", "debug", "--stop-ms-max", "60000"];
-    let mut server = Server::start_with_pipe(&mut kurir(&arguments));
-    // Far more lines than a pipe holds.
-    for _ in 0..1000 {
-        server.client().request("PING").unwrap();
-    }
-    let _messi = stalled_download(&server);
-    server.signal(Signal::TERM);
-    while TcpStream::connect(server.addresses[0]).is_ok() {}
-    server.signal(Signal::INT);
-    assert_eq!(server.wait().code(), Some(1));
+    let mut server = with_unread_log(data.path(), &["--stop-ms-max", "60000"]);
+    assert_ended_by_a_second_signal(&mut server);
 }
 
 #[test]
 fn a_stop_ends_though_standard_error_hangs() {
     let data = tempfile::tempdir().unwrap();
-    let path = data.path().to_str().unwrap();
-    let arguments = ["serve", "--demo", "--listen", "127.0.0.1:0", "--data", path, "--log", "debug"];
-    let mut server = Server::start_with_pipe(&mut kurir(&arguments));
-    for _ in 0..1000 {
-        server.client().request("PING").unwrap();
-    }
+    let mut server = with_unread_log(data.path(), &[]);
     server.signal(Signal::TERM);
     assert!(server.wait().success());
 }
