@@ -233,6 +233,30 @@ fn everything_is_kept_across_a_stop_and_a_power_cut() {
 }
 
 #[test]
+fn either_signal_stops_it() {
+    let data = tempfile::tempdir().unwrap();
+    for signal in [Signal::TERM, Signal::INT] {
+        let mut server = Server::demo(data.path(), &[]);
+        server.client().request("PING").unwrap();
+        server.signal(signal);
+        assert_eq!(server.wait().code(), Some(0));
+    }
+}
+
+#[test]
+fn a_group_file_is_stored_once_however_many_members_there_are() {
+    let data = tempfile::tempdir().unwrap();
+    let server = Server::demo(data.path(), &[]);
+    let (mut messi, token) = server.login("messi");
+    messi.request(&format!("SEND GROUP FILE {token} group1 a.txt QUJD")).unwrap();
+    for name in ["henderson", "lineker"] {
+        let (mut member, token) = server.login(name);
+        assert_eq!(member.request(&format!("DOWNLOAD FILE {token} messi a.txt")).unwrap()["data"], "QUJD");
+    }
+    assert_eq!(files_below(&data.path().join("files")), 1);
+}
+
+#[test]
 fn a_stop_answers_what_was_received() {
     let data = tempfile::tempdir().unwrap();
     let mut server = Server::demo(data.path(), &[]);

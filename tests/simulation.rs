@@ -143,7 +143,7 @@ struct World {
     engine: Option<Engine>,
     net: Net,
     workers: MemoryWorkers,
-    /// The durable journal of earlier lives; `workers.durable` is that of this one.
+    /// Jobs that the engine has handed out and no worker has done.
     pending: VecDeque<Job>,
     now: u64,
     tokens: [Option<String>; USERS.len()],
