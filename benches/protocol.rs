@@ -6,6 +6,7 @@ use std::hint::black_box;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use kurir::buffer::{Line, ReadBuffer};
+use kurir::change::Message;
 use kurir::reply::Reply;
 use kurir::reply::{InboxWriter, Item, ok};
 use kurir::request::parse;
@@ -74,11 +75,13 @@ fn replies(c: &mut Criterion) {
     let text = "halo, apa kabar? ".repeat(6);
     let items = (1..=100).map(|id| Item {
         id,
-        at: 1_767_225_600_000 + id,
-        from: if id % 2 == 0 { "messi" } else { "lineker" },
-        to: "henderson",
-        is_to_group: false,
-        text: &text,
+        message: Message {
+            at: 1_767_225_600_000 + id,
+            from: if id % 2 == 0 { "messi" } else { "lineker" },
+            to: "henderson",
+            is_to_group: false,
+            text: &text,
+        },
     });
     let mut writer = InboxWriter::default();
     for (name, dialect) in [("inbox_100", Dialect::Written), ("classic_inbox_100", Dialect::Classic)] {

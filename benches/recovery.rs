@@ -1,4 +1,4 @@
-//! How long a start takes with a million pending messages of 100 bytes in the journal.
+//! How long a start takes with a million pending messages of 100 bytes: from the journal alone, and from a checkpoint.
 
 #![allow(missing_docs, clippy::unwrap_used)]
 
@@ -6,51 +6,68 @@ use std::path::Path;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use kurir::change::{Change, Target, UserId};
-use kurir::journal::{Journal, Need};
-use kurir::state::State;
+use kurir::compaction::CompactionJob;
+use kurir::log::{Need, Sync};
+use kurir::space::SpaceJob;
+use kurir::store::{Store, write};
 
 const MESSAGES: u32 = 1_000_000;
 const USERS: u32 = 1_000;
 const BATCH: u32 = 1_000;
+const SEGMENT_BYTES: u64 = 16 * 1024 * 1024;
 
-fn write_journal(directory: &Path) {
-    let (mut journal, _) = Journal::open(directory, |_, _| {}).unwrap();
-    journal.make_room().unwrap();
-    let mut log = journal.log();
+fn fill(root: &Path) {
+    let mut store = Store::open(root, SEGMENT_BYTES, Sync::Interval).unwrap();
+    let text = "x".repeat(100);
     for number in 0..USERS {
         let name = format!("user{number}");
-        log.append(&Change::UserAdded { user: UserId(number), name: &name, password_hash: "" }, Need::More).unwrap();
+        let change = Change::UserAdded { user: UserId(number), name: &name, password_hash: "" };
+        store.log.append(&change, Need::More).unwrap();
     }
-    let text = "x".repeat(100);
     for number in 0..MESSAGES {
-        let (from, to) = (UserId(number % USERS), Target::User(UserId(number * 7 % USERS)));
-        log.append(&Change::MessageSent { from, to, at: u64::from(number), text: &text }, Need::More).unwrap();
+        let (from, to) = (number % USERS, number * 7 % USERS);
+        let (from_name, to_name) = (&*format!("user{from}"), &*format!("user{to}"));
+        let (from, to, at) = (UserId(from), Target::User(UserId(to)), u64::from(number));
+        store.log.append(&Change::MessageSent { from, to, at, from_name, to_name, text: &text }, Need::More).unwrap();
         if number % BATCH == BATCH - 1 {
-            let batch = log.take_batch().unwrap();
-            journal.write(std::slice::from_ref(&batch)).unwrap();
+            let batch = store.log.take_batch().unwrap();
             let end = batch.end();
-            log.settle(batch, end);
-            journal.make_room().unwrap();
-            log.set_room(journal.room(), journal.is_full());
+            write(&mut store.disk.journal, vec![batch.clone()], Sync::Interval).unwrap();
+            store.log.settle(batch, end);
+            while store.log.must_wait() {
+                let job = SpaceJob { segments_max: u64::MAX, is_more_wanted: true, ..SpaceJob::default() };
+                let (done, made) = store.disk.space.run(&job).unwrap();
+                store.disk.journal.add(made.unwrap());
+                store.log.set_room(done.room, done.is_full);
+            }
         }
     }
-    journal.sync().unwrap();
+    store.disk.journal.close().unwrap();
+}
+
+fn checkpoint(root: &Path) {
+    let store = Store::open(root, SEGMENT_BYTES, Sync::Interval).unwrap();
+    let segments: Vec<u64> = store.holdings.segments.iter().copied().collect();
+    let count = segments.len() as u64;
+    let job = CompactionJob { upto: store.log.end(), last: None, segments, count };
+    store.disk.compactor.run(&job).unwrap().checkpoint.unwrap();
 }
 
 fn recovery(c: &mut Criterion) {
-    let directory = tempfile::tempdir().unwrap();
-    write_journal(directory.path());
+    let root = tempfile::tempdir().unwrap();
+    fill(root.path());
     let mut group = c.benchmark_group("recovery");
     group.throughput(Throughput::Elements(u64::from(MESSAGES)));
     group.sample_size(10);
-    group.bench_function("journal_1m_messages", |b| {
-        b.iter_with_large_drop(|| {
-            let mut state = State::default();
-            Journal::open(directory.path(), |change, lsn| state.apply(change, lsn)).unwrap();
-            assert_eq!(state.users().map(|user| user.mailbox.entries().len()).sum::<usize>(), MESSAGES as usize);
-            state
-        });
-    });
+    let start = || {
+        let store = Store::open(root.path(), SEGMENT_BYTES, Sync::Interval).unwrap();
+        assert_eq!(store.state.users().map(|user| user.mailbox.entries().len()).sum::<usize>(), MESSAGES as usize);
+        store
+    };
+    // The directory is locked as long as a store is open, so it is closed within the time.
+    group.bench_function("journal_1m_messages", |b| b.iter(start));
+    checkpoint(root.path());
+    group.bench_function("checkpoint_1m_messages", |b| b.iter(start));
     group.finish();
 }
 

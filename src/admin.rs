@@ -11,10 +11,10 @@ use crate::change::{Change, UserId};
 use crate::client::{Client, ClientError};
 use crate::connection::Peer;
 use crate::data;
-use crate::engine::{Engine, Registration};
-use crate::journal::{Need, Sync};
+use crate::engine::{Completion, Engine, Registration};
 use crate::limits::Limits;
 use crate::local::Local;
+use crate::log::{Need, Sync};
 use crate::password::{HashError, Hasher};
 use crate::refusal::Refusal;
 use crate::state::State;
@@ -82,7 +82,7 @@ pub fn request(root: &Path, line: &str, may_create: bool) -> Result<Value, Admin
             if !may_create && !data::exists(root) {
                 return Err(AdminError::NoData(root.to_owned()));
             }
-            let store = Store::open(root).map_err(AdminError::Store)?;
+            let store = Store::open(root, Limits::default().segment_bytes, Sync::Always).map_err(AdminError::Store)?;
             request_offline(store, line)
         }
         Err(error) => Err(AdminError::Socket(path, error)),
@@ -94,15 +94,14 @@ pub fn request(root: &Path, line: &str, may_create: bool) -> Result<Value, Admin
 /// # Errors
 /// [`AdminError`]
 pub fn make_demo(store: &mut Store, hasher: &mut Hasher) -> Result<(), AdminError> {
-    let Store { state, journal, .. } = store;
+    let Store { state, log, disk, .. } = store;
     let missing: Vec<&str> = DEMO_USERS.into_iter().filter(|name| state.user_named(name).is_none()).collect();
     if missing.len() == DEMO_USERS.len() && state.users().next().is_some() {
         return Err(AdminError::NotForDemo);
     }
-    let mut log = journal.log();
     let mut make = |state: &mut State, change: &Change<'_>| -> Result<(), AdminError> {
-        let lsn = log.append(change, Need::More).map_err(|_| AdminError::Refused("the disk is full".to_owned()))?;
-        state.apply(change, lsn);
+        let place = log.append(change, Need::More).map_err(|_| AdminError::Refused("the disk is full".to_owned()))?;
+        state.apply(change, place);
         Ok(())
     };
     for name in missing {
@@ -119,8 +118,11 @@ pub fn make_demo(store: &mut Store, hasher: &mut Hasher) -> Result<(), AdminErro
             make(state, &Change::MemberJoined { group, user })?;
         }
     }
-    if let Some(batch) = log.take_batch() {
-        store::write(journal, vec![batch], Sync::Always).map_err(AdminError::Work)?;
+    if let Some(batch) = log.take_batch()
+        && let Completion::Settled { batch, synced } =
+            store::write(&mut disk.journal, vec![batch], Sync::Always).map_err(AdminError::Work)?
+    {
+        log.settle(batch, synced);
     }
     Ok(())
 }
@@ -128,16 +130,16 @@ pub fn make_demo(store: &mut Store, hasher: &mut Hasher) -> Result<(), AdminErro
 /// The same on a data directory that no server holds, with the engine in memory.
 fn request_offline(store: Store, line: &str) -> Result<Value, AdminError> {
     // The directory is held, so that no server starts meanwhile.
-    let Store { directory: _held, state, journal, files } = store;
+    let Store { directory: _held, state, log, holdings, disk } = store;
     let registration = Registration { is_open: false, per_minute_max: 0 };
-    let engine = Engine::new(Limits::default(), registration, state, journal.log());
+    let engine = Engine::new(Limits::default(), registration, state, log, holdings);
     let hasher = Hasher::new().map_err(AdminError::Hash)?;
     // What an administrator does bears no time.
-    let mut local = Local::new(engine, StoreWorkers { journal, files, hasher }, 0);
+    let mut local = Local::new(engine, StoreWorkers { disk, hasher }, 0);
     let id = local.open(Peer::Admin);
     let reply = local.request(id, line).map_err(AdminError::Work)?;
-    let journal = local.workers.journal;
-    let path = journal.path().display().to_string();
-    journal.close().map_err(|error| AdminError::Work(WorkError::Journal(path, error)))?;
+    let journal = local.workers.disk.journal;
+    let directory = journal.directory().to_owned();
+    journal.close().map_err(|error| AdminError::Work(WorkError::Journal(directory, error)))?;
     Ok(Client::new(io::Cursor::new(reply)).reply()?)
 }

@@ -1,12 +1,13 @@
 //! What can change in the state, and its encoding in a journal record.
 //!
 //! A [`Change`] borrows its texts, from the request that asks for it or from the record that holds it. Encoded, it is
-//! one byte for its kind and then its fields in the order of their declaration: integers little endian, a text as its
-//! length in four bytes and its UTF-8, an optional field as one byte (0 or 1) before it. A new kind gets a new number;
-//! a number never changes its meaning.
+//! one byte for its kind and then its fields in the order of their declaration, as [`crate::field`] writes them. A new
+//! kind gets a new number; a number never changes its meaning.
 
 use std::fmt;
-use std::str;
+
+use crate::field::{self, Fields, Put};
+use crate::record;
 
 /// A position in the order of changes ("log sequence number").
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -23,6 +24,23 @@ impl Lsn {
 impl fmt::Display for Lsn {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
+    }
+}
+
+/// Where a record stands.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Place {
+    /// Its position.
+    pub lsn: Lsn,
+    /// Its size, with its header.
+    pub bytes: u32,
+}
+
+impl Place {
+    /// Where the next one stands.
+    #[must_use]
+    pub fn end(self) -> Lsn {
+        Lsn(self.lsn.0 + u64::from(self.bytes))
     }
 }
 
@@ -104,10 +122,13 @@ pub enum Change<'a> {
         group: GroupId,
         user: UserId,
     },
+    /// The names are those of the time, so that the record alone is enough to show the message.
     MessageSent {
         from: UserId,
         to: Target,
         at: u64,
+        from_name: &'a str,
+        to_name: &'a str,
         text: &'a str,
     },
     /// The messages of the user's mailbox from the first to the last, by when they were sent, were handed over.
@@ -130,9 +151,84 @@ pub enum Change<'a> {
         party: &'a str,
         name: &'a str,
     },
+    /// A message that waits in these mailboxes is written here again, so that the segment that it stood in can go.
+    MessageMoved {
+        /// Where it stood when it was sent.
+        sent: Lsn,
+        to: Target,
+        at: u64,
+        from_name: &'a str,
+        to_name: &'a str,
+        text: &'a str,
+        holders: Holders<'a>,
+    },
+}
+
+/// Whose mailboxes one message waits in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Holders<'a>(&'a [u8]);
+
+impl<'a> Holders<'a> {
+    const ITEM_BYTES: usize = 4;
+
+    /// Holders from what [`Self::pack`] made.
+    #[must_use]
+    pub fn new(packed: &'a [u8]) -> Self {
+        Self(packed)
+    }
+
+    /// Appends one more to `packed`.
+    pub fn pack(packed: &mut Vec<u8>, user: UserId) {
+        user.put(packed);
+    }
+
+    /// How many they are.
+    #[must_use]
+    pub fn count(self) -> usize {
+        self.0.len() / Self::ITEM_BYTES
+    }
+
+    /// Each user.
+    pub fn iter(self) -> impl Iterator<Item = UserId> + use<'a> {
+        self.0.chunks_exact(Self::ITEM_BYTES).filter_map(|bytes| Fields(bytes).take())
+    }
+}
+
+/// A message as its record shows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Message<'a> {
+    /// Milliseconds since 1970, UTC.
+    pub at: u64,
+    /// The sender's name at the time.
+    pub from: &'a str,
+    /// The name of the user or group that it was sent to, at the time.
+    pub to: &'a str,
+    /// It was sent to a group.
+    pub is_to_group: bool,
+    /// What was said.
+    pub text: &'a str,
+}
+
+/// The size of the record of a message that is sent.
+#[must_use]
+pub fn message_bytes(from_name: &str, to_name: &str, text: &str) -> usize {
+    const FIXED_BYTES: usize = record::HEADER_BYTES + 1 + 4 + 5 + 8;
+    FIXED_BYTES + field::text_bytes(from_name) + field::text_bytes(to_name) + field::text_bytes(text)
 }
 
 impl<'a> Change<'a> {
+    /// The message that it sends or moves.
+    #[must_use]
+    pub fn message(&self) -> Option<Message<'a>> {
+        match *self {
+            Self::MessageSent { to, at, from_name, to_name, text, .. }
+            | Self::MessageMoved { to, at, from_name, to_name, text, .. } => {
+                Some(Message { at, from: from_name, to: to_name, is_to_group: matches!(to, Target::Group(_)), text })
+            }
+            _ => None,
+        }
+    }
+
     /// Appends the encoded change to `out`.
     pub fn encode(&self, out: &mut Vec<u8>) {
         match *self {
@@ -184,18 +280,20 @@ impl<'a> Change<'a> {
                 group.0.put(out);
                 user.0.put(out);
             }
-            Self::MessageSent { from, to, at, text } => {
+            Self::MessageSent { from, to, at, from_name, to_name, text } => {
                 out.push(10);
                 from.0.put(out);
                 to.put(out);
                 at.put(out);
+                from_name.put(out);
+                to_name.put(out);
                 text.put(out);
             }
             Self::Delivered { user, first, last } => {
                 out.push(11);
                 user.0.put(out);
-                first.0.put(out);
-                last.0.put(out);
+                first.put(out);
+                last.put(out);
             }
             Self::FileStored { file, from, to, bytes, name } => {
                 out.push(12);
@@ -210,6 +308,17 @@ impl<'a> Change<'a> {
                 user.0.put(out);
                 party.put(out);
                 name.put(out);
+            }
+            Self::MessageMoved { sent, to, at, from_name, to_name, text, holders } => {
+                out.push(14);
+                sent.put(out);
+                to.put(out);
+                at.put(out);
+                from_name.put(out);
+                to_name.put(out);
+                text.put(out);
+                u32::try_from(holders.count()).unwrap_or(u32::MAX).put(out);
+                out.extend_from_slice(holders.0);
             }
         }
     }
@@ -234,9 +343,14 @@ impl<'a> Change<'a> {
             },
             8 => Self::MemberJoined { group: fields.take()?, user: fields.take()? },
             9 => Self::MemberLeft { group: fields.take()?, user: fields.take()? },
-            10 => {
-                Self::MessageSent { from: fields.take()?, to: fields.take()?, at: fields.take()?, text: fields.take()? }
-            }
+            10 => Self::MessageSent {
+                from: fields.take()?,
+                to: fields.take()?,
+                at: fields.take()?,
+                from_name: fields.take()?,
+                to_name: fields.take()?,
+                text: fields.take()?,
+            },
             11 => Self::Delivered { user: fields.take()?, first: fields.take()?, last: fields.take()? },
             12 => Self::FileStored {
                 file: fields.take()?,
@@ -246,160 +360,21 @@ impl<'a> Change<'a> {
                 name: fields.take()?,
             },
             13 => Self::FileDropped { user: fields.take()?, party: fields.take()?, name: fields.take()? },
+            14 => Self::MessageMoved {
+                sent: fields.take()?,
+                to: fields.take()?,
+                at: fields.take()?,
+                from_name: fields.take()?,
+                to_name: fields.take()?,
+                text: fields.take()?,
+                holders: {
+                    let count = usize::try_from(fields.take::<u32>()?).ok()?;
+                    Holders(fields.bytes(count.checked_mul(Holders::ITEM_BYTES)?)?)
+                },
+            },
             _ => return None,
         };
         fields.0.is_empty().then_some(change)
-    }
-}
-
-/// A field that knows how to append itself.
-trait Put {
-    fn put(&self, out: &mut Vec<u8>);
-}
-
-impl Put for u32 {
-    fn put(&self, out: &mut Vec<u8>) {
-        out.extend_from_slice(&self.to_le_bytes());
-    }
-}
-
-impl Put for u64 {
-    fn put(&self, out: &mut Vec<u8>) {
-        out.extend_from_slice(&self.to_le_bytes());
-    }
-}
-
-impl Put for &str {
-    fn put(&self, out: &mut Vec<u8>) {
-        // Every text is bounded far below 4 GiB before it gets here.
-        u32::try_from(self.len()).unwrap_or(u32::MAX).put(out);
-        out.extend_from_slice(self.as_bytes());
-    }
-}
-
-impl Put for SessionId {
-    fn put(&self, out: &mut Vec<u8>) {
-        out.extend_from_slice(&self.0);
-    }
-}
-
-impl Put for Target {
-    fn put(&self, out: &mut Vec<u8>) {
-        match self {
-            Self::User(user) => {
-                out.push(0);
-                user.0.put(out);
-            }
-            Self::Group(group) => {
-                out.push(1);
-                group.0.put(out);
-            }
-        }
-    }
-}
-
-impl<T: Put> Put for Option<T> {
-    fn put(&self, out: &mut Vec<u8>) {
-        match self {
-            None => out.push(0),
-            Some(field) => {
-                out.push(1);
-                field.put(out);
-            }
-        }
-    }
-}
-
-/// What is left of an encoded change.
-struct Fields<'a>(&'a [u8]);
-
-impl<'a> Fields<'a> {
-    fn take<T: Take<'a>>(&mut self) -> Option<T> {
-        T::take(self)
-    }
-
-    fn bytes(&mut self, count: usize) -> Option<&'a [u8]> {
-        let (taken, rest) = self.0.split_at_checked(count)?;
-        self.0 = rest;
-        Some(taken)
-    }
-
-    fn array<const N: usize>(&mut self) -> Option<[u8; N]> {
-        self.bytes(N)?.try_into().ok()
-    }
-}
-
-/// A field that knows how to read itself.
-trait Take<'a>: Sized {
-    fn take(fields: &mut Fields<'a>) -> Option<Self>;
-}
-
-impl Take<'_> for u32 {
-    fn take(fields: &mut Fields<'_>) -> Option<Self> {
-        Some(Self::from_le_bytes(fields.array()?))
-    }
-}
-
-impl Take<'_> for u64 {
-    fn take(fields: &mut Fields<'_>) -> Option<Self> {
-        Some(Self::from_le_bytes(fields.array()?))
-    }
-}
-
-impl Take<'_> for Lsn {
-    fn take(fields: &mut Fields<'_>) -> Option<Self> {
-        fields.take().map(Self)
-    }
-}
-
-impl Take<'_> for UserId {
-    fn take(fields: &mut Fields<'_>) -> Option<Self> {
-        fields.take().map(Self)
-    }
-}
-
-impl Take<'_> for GroupId {
-    fn take(fields: &mut Fields<'_>) -> Option<Self> {
-        fields.take().map(Self)
-    }
-}
-
-impl Take<'_> for FileId {
-    fn take(fields: &mut Fields<'_>) -> Option<Self> {
-        fields.take().map(Self)
-    }
-}
-
-impl Take<'_> for SessionId {
-    fn take(fields: &mut Fields<'_>) -> Option<Self> {
-        fields.array().map(Self)
-    }
-}
-
-impl<'a> Take<'a> for &'a str {
-    fn take(fields: &mut Fields<'a>) -> Option<Self> {
-        let length: u32 = fields.take()?;
-        str::from_utf8(fields.bytes(usize::try_from(length).ok()?)?).ok()
-    }
-}
-
-impl Take<'_> for Target {
-    fn take(fields: &mut Fields<'_>) -> Option<Self> {
-        match fields.array()? {
-            [0] => fields.take().map(Self::User),
-            [1] => fields.take().map(Self::Group),
-            _ => None,
-        }
-    }
-}
-
-impl<'a, T: Take<'a>> Take<'a> for Option<T> {
-    fn take(fields: &mut Fields<'a>) -> Option<Self> {
-        match fields.array()? {
-            [0] => Some(None),
-            [1] => T::take(fields).map(Some),
-            _ => None,
-        }
     }
 }
 
@@ -423,8 +398,17 @@ mod tests {
             Change::GroupCreated { group, name: text, owner: user, secret_hash: session.map(|_| text) },
             Change::MemberJoined { group, user },
             Change::MemberLeft { group, user },
-            Change::MessageSent { from: user, to: Target::Group(group), at: b, text },
-            Change::MessageSent { from: user, to: Target::User(user), at: b, text },
+            Change::MessageSent { from: user, to: Target::Group(group), at: b, from_name: "a", to_name: "", text },
+            Change::MessageSent { from: user, to: Target::User(user), at: b, from_name: text, to_name: text, text },
+            Change::MessageMoved {
+                sent: Lsn(b),
+                to: Target::User(user),
+                at: b,
+                from_name: text,
+                to_name: "b",
+                text,
+                holders: Holders(&[7; 36]),
+            },
             Change::Delivered { user, first: Lsn(b), last: Lsn(b / 2) },
             Change::FileStored { file: FileId(b), from: user, to: Target::User(user), bytes: b, name: text },
             Change::FileDropped { user, party: text, name: text },
@@ -433,10 +417,13 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_change_is_read_as_it_was_written(a: u32, b: u64, text in "(?s).{0,40}", session: Option<[u8; 16]>) {
+        fn a_change_is_read_as_it_was_written(a: u32, b: u64, text in "(?s).{0,40}|.{80,120}", session: Option<[u8; 16]>) {
             for change in one_of_each(a, b, &text, session.map(SessionId)) {
                 let mut encoded = Vec::new();
                 change.encode(&mut encoded);
+                if let Change::MessageSent { from_name, to_name, text, .. } = change {
+                    prop_assert_eq!(record::HEADER_BYTES + encoded.len(), message_bytes(from_name, to_name, text));
+                }
                 prop_assert_eq!(Change::decode(&encoded), Some(change));
                 for cut in 0..encoded.len() {
                     prop_assert_eq!(Change::decode(&encoded[..cut]), None);

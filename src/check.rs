@@ -1,23 +1,53 @@
 //! `kurir check`: what a data directory holds, and whether all of it is whole. It reads and changes nothing, unless it
 //! is asked to repair.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use crate::change::FileId;
+use crate::change::{Change, FileId, Lsn, Place, UserId};
+use crate::checkpoint::{self, Checkpoint, Salvage};
 use crate::data::{self, DataDirectory, DataError};
 use crate::files::FileStore;
-use crate::journal::{Journal, OpenError, Survey};
+use crate::limits::Limits;
+use crate::log::{Need, Sync};
+use crate::recovery;
+use crate::salvage::{self, Damage, Survey};
+use crate::segment::{self, Layout};
+use crate::snapshot::Item;
 use crate::state::State;
+use crate::store::{self, Store, StoreError, WorkError};
+use crate::texts::{self, Texts};
+
+/// Texts are read in portions of this many messages.
+const TEXTS_AT_ONCE: usize = 4096;
 
 /// What a check found.
 #[derive(Debug)]
 pub struct Report {
-    survey: Survey,
+    root: PathBuf,
+    segments: BTreeSet<u64>,
+    checkpoint: Option<Checkpoint>,
+    changes: u64,
+    /// A write that nobody was told of was cut off.
+    is_torn: bool,
     state: State,
+    damage: Vec<Damage>,
+    lost: Vec<LostMessage>,
     files: Vec<FileProblem>,
-    /// Where a repair has put the damaged journal.
-    kept: Option<PathBuf>,
+    /// Where a repair has put the damaged files; none if there was none.
+    kept: Option<Vec<PathBuf>>,
+}
+
+/// A message that waits and whose text cannot be read.
+#[derive(Debug)]
+struct LostMessage {
+    user: UserId,
+    name: Box<str>,
+    id: u64,
+    sent: Lsn,
+    path: PathBuf,
+    byte: u64,
 }
 
 /// A listed file whose bytes are not there as they should be.
@@ -29,13 +59,14 @@ struct FileProblem {
     found: Option<u64>,
 }
 
-/// Why a data directory could not be checked.
+/// Why a data directory could not be checked, or repaired.
 #[derive(Debug)]
 #[allow(missing_docs)]
 pub enum CheckError {
     NoData(PathBuf),
     Data(DataError),
-    Journal(OpenError),
+    Store(StoreError),
+    Work(WorkError),
 }
 
 impl fmt::Display for CheckError {
@@ -43,15 +74,35 @@ impl fmt::Display for CheckError {
         match self {
             Self::NoData(root) => write!(f, "there is no data directory at {}", root.display()),
             Self::Data(error) => error.fmt(f),
-            Self::Journal(error) => error.fmt(f),
+            Self::Store(error) => error.fmt(f),
+            Self::Work(error) => error.fmt(f),
         }
     }
 }
 
 impl std::error::Error for CheckError {}
 
-/// Checks the data directory at `root`, which no server may hold meanwhile. `repair` has a damaged journal replaced by one
-/// of all that is good in it.
+impl From<DataError> for CheckError {
+    fn from(error: DataError) -> Self {
+        Self::Data(error)
+    }
+}
+
+/// The journal's files as they were found.
+struct Found {
+    layout: Layout,
+    segments: BTreeSet<u64>,
+    /// Segments whose header is damaged.
+    headers: Vec<u64>,
+    checkpoint: Option<Checkpoint>,
+    /// What is damaged of the checkpoint.
+    salvage: Option<Salvage>,
+    survey: Survey,
+    state: State,
+}
+
+/// Checks the data directory at `root`, which no server may hold meanwhile. `repair` has what is damaged replaced by what is
+/// good of it.
 ///
 /// # Errors
 /// [`CheckError`] when it could not be checked; what is wrong with the data is in the [`Report`].
@@ -59,12 +110,128 @@ pub fn check(root: &Path, repair: bool) -> Result<Report, CheckError> {
     if !data::exists(root) {
         return Err(CheckError::NoData(root.to_owned()));
     }
-    let directory = DataDirectory::open_existing(root).map_err(CheckError::Data)?;
-    let mut state = State::default();
-    let survey =
-        Journal::survey(&directory.journal(), |change, lsn| state.apply(change, lsn)).map_err(CheckError::Journal)?;
-    let is_to_repair = repair && !survey.damage.is_empty();
-    let kept = if is_to_repair { Some(Journal::repair(&survey).map_err(CheckError::Journal)?) } else { None };
+    let directory = DataDirectory::open_existing(root)?;
+    let (journal, checkpoints) = (directory.journal(), directory.checkpoints());
+    let found = look(&journal, &checkpoints)?;
+    let damage = describe(&found, &journal, &checkpoints)?;
+    let lost = lost_messages(&found, &journal);
+    let files = file_problems(&directory, &found.state);
+    let kept = if repair && !(damage.is_empty() && lost.is_empty()) {
+        let kept = put_right(&found, &journal, &checkpoints)?;
+        // The rest is done as a server does it.
+        drop(directory);
+        drop_messages(root, &lost)?;
+        Some(kept)
+    } else {
+        None
+    };
+    let is_torn = recovery::begins_record(&journal, found.layout, found.survey.end)
+        .map_err(|error| DataError::Io(journal.clone(), error))?;
+    let Found { segments, checkpoint, survey, state, .. } = found;
+    let changes = survey.changes;
+    Ok(Report { root: root.to_owned(), segments, checkpoint, changes, is_torn, state, damage, lost, files, kept })
+}
+
+fn look(journal: &Path, checkpoints: &Path) -> Result<Found, DataError> {
+    let segments = segment::list(journal).map_err(|error| DataError::Io(journal.to_owned(), error))?;
+    let newest = match checkpoint::list(checkpoints) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
+        listed => listed.map_err(|error| DataError::Io(checkpoints.to_owned(), error))?.pop_last(),
+    };
+    let of_checkpoint = newest.map(|number| checkpoint::header(checkpoints, number)).transpose()?;
+    let (mut layout, mut headers) = (of_checkpoint.map(|(layout, _)| layout), Vec::new());
+    for number in &segments {
+        let path = Layout::path(journal, *number);
+        match segment::header_of(journal, *number).map_err(|error| DataError::Io(path.clone(), error))? {
+            Some(found) if *layout.get_or_insert(found) == found => {}
+            Some(_) => return Err(DataError::Foreign(path)),
+            None => headers.push(*number),
+        }
+    }
+    let layout = layout.ok_or_else(|| DataError::Foreign(Layout::path(journal, 1)))?;
+    let from = of_checkpoint.map_or(layout.first(), |(_, lsn)| lsn);
+    let (first, before) = (layout.segment(from), layout.segment(Lsn(from.0.saturating_sub(1))));
+    if !segments.contains(&first) && !segments.contains(&before) {
+        return Err(DataError::Missing(Layout::path(journal, first)));
+    }
+    let mut state = State::new(layout.segment_bytes);
+    let (mut checkpoint, mut salvaged) = (None, None);
+    if let Some(number) = newest {
+        match checkpoint::read(checkpoints, number, |item| state.restore(item)) {
+            Ok((_, read)) => checkpoint = Some(read),
+            Err(DataError::Damaged(..)) => {
+                state = State::new(layout.segment_bytes);
+                let salvage = checkpoint::salvage(checkpoints, number, |item| state.restore(item))?;
+                checkpoint = Some(Checkpoint { number, lsn: salvage.lsn, bytes: 0 });
+                salvaged = Some(salvage);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    let survey = salvage::survey(journal, layout, &segments, from, |change, place| state.apply(change, place))?;
+    state.take_freed_files();
+    Ok(Found { layout, segments, headers, checkpoint, salvage: salvaged, survey, state })
+}
+
+/// Everything that is damaged in the journal and its checkpoint.
+fn describe(found: &Found, journal: &Path, checkpoints: &Path) -> Result<Vec<Damage>, DataError> {
+    let mut damage = Vec::new();
+    if let (Some(salvage), Some(checkpoint)) = (&found.salvage, &found.checkpoint) {
+        let path = checkpoint::path(checkpoints, checkpoint.number);
+        damage.extend(salvage.damage.iter().map(|range| Damage {
+            path: path.clone(),
+            byte: range.start,
+            bytes: range.end - range.start,
+            what: "part of a checkpoint".to_owned(),
+        }));
+    }
+    for segment in &found.headers {
+        let path = Layout::path(journal, *segment);
+        damage.push(Damage { path, byte: 0, bytes: 0, what: "the header of a segment".to_owned() });
+    }
+    for range in &found.survey.damage {
+        let described = salvage::describe(journal, found.layout, range);
+        damage.extend(described.map_err(|error| DataError::Io(journal.to_owned(), error))?);
+    }
+    Ok(damage)
+}
+
+/// Reads every message that waits.
+fn lost_messages(found: &Found, journal: &Path) -> Vec<LostMessage> {
+    let mut waiting: Vec<(Place, UserId, Lsn, u64)> = Vec::new();
+    for (user, mailbox) in found.state.mailboxes() {
+        let entries = mailbox.entries().iter();
+        waiting.extend(entries.map(|entry| (entry.place(), user, entry.sent(), entry.id(mailbox.last_id()))));
+    }
+    waiting.sort_unstable();
+    let mut reader = Texts::new(journal.to_owned(), found.layout);
+    let mut lost = Vec::new();
+    for some in waiting.chunks(TEXTS_AT_ONCE) {
+        let places: Vec<Place> = some.iter().map(|(place, ..)| *place).collect();
+        let records = reader.read(&places).ok();
+        let mut rest = records.as_deref();
+        for (place, user, sent, id) in some {
+            let record = match &mut rest {
+                Some(bytes) => {
+                    let (record, later) = bytes.split_at(place.bytes as usize);
+                    *bytes = later;
+                    record.to_vec()
+                }
+                // Something among them cannot be read at all; which, is found one by one.
+                None => reader.read(&[*place]).unwrap_or_default(),
+            };
+            if texts::message(&record, found.layout.salt, *place).is_none() {
+                let name = found.state.user(*user).map(|user| user.name.clone()).unwrap_or_default();
+                let path = Layout::path(journal, found.layout.segment(place.lsn));
+                let byte = found.layout.offset(place.lsn);
+                lost.push(LostMessage { user: *user, name, id: *id, sent: *sent, path, byte });
+            }
+        }
+    }
+    lost
+}
+
+fn file_problems(directory: &DataDirectory, state: &State) -> Vec<FileProblem> {
     let store = FileStore::new(directory.files());
     let problem = |(file, bytes): (FileId, u64)| {
         let (path, found) = store.found(file);
@@ -72,36 +239,85 @@ pub fn check(root: &Path, repair: bool) -> Result<Report, CheckError> {
     };
     let mut files: Vec<FileProblem> = state.files().filter_map(problem).collect();
     files.sort_by(|a, b| a.path.cmp(&b.path));
-    Ok(Report { survey, state, files, kept })
+    files
+}
+
+/// Replaces damaged files by what is good of them.
+fn put_right(found: &Found, journal: &Path, checkpoints: &Path) -> Result<Vec<PathBuf>, DataError> {
+    let mut kept = salvage::repair(journal, found.layout, &found.survey.damage, &found.headers)?;
+    if let (Some(_), Some(Checkpoint { number, lsn, .. })) = (&found.salvage, found.checkpoint) {
+        let path = checkpoint::path(checkpoints, number);
+        let mut items = Vec::new();
+        checkpoint::salvage(checkpoints, number, |item| items.push(encoded(item)))?;
+        kept.push(salvage::keep(&path).map_err(|error| DataError::Io(path.clone(), error))?);
+        let written = checkpoint::write(checkpoints, found.layout, number, lsn, |writer| {
+            items.iter().filter_map(|item| Item::decode(item)).try_for_each(|item| writer.put(&item))
+        });
+        written.map_err(|error| DataError::Io(path, error))?;
+    }
+    Ok(kept)
+}
+
+fn encoded(item: &Item<'_>) -> Vec<u8> {
+    let mut encoded = Vec::new();
+    item.encode(&mut encoded);
+    encoded
+}
+
+/// Takes messages that cannot be read out of their mailboxes.
+fn drop_messages(root: &Path, lost: &[LostMessage]) -> Result<(), CheckError> {
+    if lost.is_empty() {
+        return Ok(());
+    }
+    let mut store = Store::open(root, Limits::default().segment_bytes, Sync::Always).map_err(CheckError::Store)?;
+    for message in lost {
+        let change = Change::Delivered { user: message.user, first: message.sent, last: message.sent };
+        if store.log.append(&change, Need::Less).is_err() {
+            let full = std::io::ErrorKind::StorageFull.into();
+            return Err(CheckError::Work(WorkError::Journal(store.directory.journal(), full)));
+        }
+    }
+    if let Some(batch) = store.log.take_batch() {
+        store::write(&mut store.disk.journal, vec![batch], Sync::Always).map_err(CheckError::Work)?;
+    }
+    let closed = store.disk.journal.close();
+    closed.map_err(|error| CheckError::Work(WorkError::Journal(store.directory.journal(), error)))
 }
 
 impl Report {
     /// True when nothing is wrong that was not repaired.
     #[must_use]
     pub fn is_good(&self) -> bool {
-        self.files.is_empty() && (self.survey.damage.is_empty() || self.kept.is_some())
+        self.files.is_empty() && (self.kept.is_some() || (self.damage.is_empty() && self.lost.is_empty()))
     }
 }
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { survey, state, files, kept } = self;
-        writeln!(f, "{}: {} changes in {} bytes", survey.path.display(), survey.changes, survey.end)?;
-        for damage in &survey.damage {
-            writeln!(f, "damaged: bytes {} to {}", damage.start, damage.end)?;
+        let Self { root, segments, checkpoint, changes, is_torn, state, damage, lost, files, kept } = self;
+        let checkpoint = checkpoint.map_or("no checkpoint".to_owned(), |known| format!("checkpoint {}", known.number));
+        writeln!(f, "{}: {checkpoint}, {changes} changes behind it, {} segments", root.display(), segments.len())?;
+        let word = if kept.is_some() { "dropped" } else { "damaged" };
+        for damage in damage {
+            writeln!(f, "{word}: {damage}")?;
         }
-        if survey.torn_bytes > 0 {
-            let bytes = survey.torn_bytes;
-            writeln!(f, "torn: the last {bytes} bytes, of which nobody was told; the next start cuts them off")?;
+        for LostMessage { name, id, path, byte, .. } in lost {
+            writeln!(f, "{word}: {} byte {byte}: message {id} in the mailbox of {name}", path.display())?;
+        }
+        if *is_torn {
+            writeln!(f, "torn: the end of a write that nobody was told of; the next start cuts it off")?;
         }
         if let Some(kept) = kept {
-            writeln!(f, "repaired: all that is good is kept; the damaged journal is {}", kept.display())?;
+            writeln!(f, "repaired: all that is good is kept")?;
+            for path in kept {
+                writeln!(f, "as it was: {}", path.display())?;
+            }
         }
         let messages: usize = state.users().map(|user| user.mailbox.entries().len()).sum();
-        let text_bytes: u64 = state.users().map(|user| user.mailbox.bytes()).sum();
+        let message_bytes: u64 = state.users().map(|user| user.mailbox.bytes()).sum();
         let logins: usize = state.users().map(|user| user.sessions.len()).sum();
         writeln!(f, "{} users with {logins} logins, {} groups", state.users().count(), state.groups().count())?;
-        writeln!(f, "{messages} messages waiting, {text_bytes} bytes")?;
+        writeln!(f, "{messages} messages waiting, {message_bytes} bytes")?;
         writeln!(f, "{} files, {} bytes", state.files().count(), state.files_bytes())?;
         for FileProblem { path, bytes, found } in files {
             match found {

@@ -7,9 +7,9 @@ use std::collections::HashMap;
 
 use crate::change::UserId;
 use crate::connection::Delivery;
-use crate::state::{Entry, Mailbox};
+use crate::mailbox::{Entry, Mailbox};
 
-/// All claims. Those of one mailbox do not overlap and are kept in the order of their ids.
+/// All claims. Those of one mailbox do not overlap and are kept in the order of their messages.
 #[derive(Debug, Default)]
 pub struct Claims {
     by_user: HashMap<UserId, Vec<Delivery>>,

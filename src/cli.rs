@@ -17,10 +17,11 @@ use tracing::level_filters::LevelFilter;
 use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
 
 use crate::admin::{self, AdminError};
+use crate::backup::{self, BackupError};
 use crate::check;
 use crate::engine::Registration;
-use crate::journal::Sync;
 use crate::limits::Limits;
+use crate::log::Sync;
 use crate::net::{self, Server, ServerOptions};
 
 const DATA_DEFAULT: &str = "./kurir-data";
@@ -57,6 +58,15 @@ enum Command {
         /// Keep all that is good of a damaged journal, and put the damaged one aside
         #[arg(long)]
         repair: bool,
+    },
+    /// Copy a data directory as it is at one moment, whether the server runs or not
+    Backup {
+        /// The data directory
+        #[arg(env = "KURIR_DATA", value_name = "DIR", default_value = DATA_DEFAULT)]
+        data: PathBuf,
+        /// Where the copy goes; made by this, on the same file system with links instead of copies
+        #[arg(long, value_name = "DIR")]
+        to: PathBuf,
     },
     /// Look at groups, whether the server runs or not
     #[command(subcommand)]
@@ -212,6 +222,7 @@ pub fn main() -> ExitCode {
         Command::Serve(arguments) => serve(*arguments),
         Command::User(command) => user(&command),
         Command::Check { data, repair } => check(&data, repair),
+        Command::Backup { data, to } => backup(&data, &to),
         Command::Group(GroupCommand::List { data }) => administer(&data, "GROUP LIST", false, print_groups),
     }
 }
@@ -322,6 +333,17 @@ fn check(data: &Path, repair: bool) -> ExitCode {
             Ok(()) => fail(EXIT_FAILED, &"the data directory is damaged"),
             Err(error) => fail(EXIT_FAILED, &error),
         },
+        Err(error) => fail(EXIT_USAGE, &error),
+    }
+}
+
+fn backup(data: &Path, to: &Path) -> ExitCode {
+    match backup::backup(data, to) {
+        Ok(copied) => match writeln!(io::stdout(), "{}: {copied}", to.display()) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => fail(EXIT_FAILED, &error),
+        },
+        Err(error @ (BackupError::Io(..) | BackupError::Server(_))) => fail(EXIT_FAILED, &error),
         Err(error) => fail(EXIT_USAGE, &error),
     }
 }

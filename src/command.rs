@@ -7,11 +7,11 @@ use std::collections::BTreeMap;
 
 use sha2::{Digest, Sha256};
 
-use crate::change::{Change, FileId, GroupId, SessionId, Target, UserId};
+use crate::change::{self, Change, FileId, GroupId, SessionId, Target, UserId};
 use crate::claims::Claims;
 use crate::connection::Peer;
-use crate::journal::{DiskFull, Log, Need};
 use crate::limits::Limits;
+use crate::log::{DiskFull, Log, Need};
 use crate::password::PasswordDone;
 use crate::refusal::Refusal;
 use crate::reply::Reply;
@@ -67,6 +67,8 @@ pub enum Task {
     Upload(Envelope),
     /// A file to give out.
     Download(FileId),
+    /// A backup to be made: nothing goes from the disk until the connection ends.
+    Hold,
 }
 
 /// Password work that a request takes.
@@ -141,6 +143,7 @@ pub fn handle<'e>(context: &'e mut Context<'_>, request: &Request<'_>) -> Handle
         Verb::UserRemove => remove_user(context, parameter(0)),
         Verb::UserList => Ok(list_users(context)),
         Verb::GroupList => Ok(list_groups(context)),
+        Verb::Backup => Ok(Outcome::Begin(Task::Hold)),
         _ => {
             let (session, user) = authorise(context, parameter(0))?;
             handle_as(context, request, session, user)
@@ -195,7 +198,8 @@ fn handle_as<'e>(context: &'e mut Context<'_>, request: &Request<'_>, session: S
         | Verb::UserList
         | Verb::UserPassword
         | Verb::UserRemove
-        | Verb::GroupList => Err(Refusal::UnknownRequest),
+        | Verb::GroupList
+        | Verb::Backup => Err(Refusal::UnknownRequest),
     }
 }
 
@@ -283,8 +287,8 @@ impl Context<'_> {
     }
 
     fn make(&mut self, change: &Change<'_>, need: Need) -> Result<(), DiskFull> {
-        let lsn = self.log.append(change, need)?;
-        self.state.apply(change, lsn);
+        let place = self.log.append(change, need)?;
+        self.state.apply(change, place);
         Ok(())
     }
 }
@@ -312,12 +316,21 @@ pub fn is_authorised(state: &State, token: &str, now: u64) -> bool {
 /// What is kept of a token: a hash, so that neither the disk nor a memory image gives away a login, and a look-up tells
 /// nothing by its time.
 fn session_id(token: &str) -> Option<SessionId> {
-    if token.len() != TOKEN_DIGITS {
-        return None;
+    let digits: &[u8; TOKEN_DIGITS] = token.as_bytes().try_into().ok()?;
+    let mut bits = [0; TOKEN_DIGITS / 2];
+    for (byte, pair) in bits.iter_mut().zip(digits.chunks_exact(2)) {
+        *byte = hex_value(pair[0])? << 4 | hex_value(pair[1])?;
     }
-    let bits = u128::from_str_radix(token, 16).ok().filter(|_| token.bytes().all(|digit| digit.is_ascii_hexdigit()))?;
-    let hash = Sha256::digest(bits.to_be_bytes());
-    hash.first_chunk::<16>().copied().map(SessionId)
+    Sha256::digest(bits).first_chunk::<16>().copied().map(SessionId)
+}
+
+fn hex_value(digit: u8) -> Option<u8> {
+    match digit {
+        b'0'..=b'9' => Some(digit - b'0'),
+        b'a'..=b'f' => Some(digit - b'a' + 10),
+        b'A'..=b'F' => Some(digit - b'A' + 10),
+        _ => None,
+    }
 }
 
 fn login<'e>(context: &Context<'_>, request: &Request<'_>) -> Outcome<'e> {
@@ -414,13 +427,20 @@ fn members_of<'s>(state: &'s State, group: &'s Group) -> (&'s str, Vec<&'s str>)
 
 fn send<'e>(context: &mut Context<'_>, from: UserId, to: Target, text: &str) -> Handled<'e> {
     let (messages_max, bytes_max) = (context.limits.mailbox_messages_max, context.limits.mailbox_bytes_max);
-    let is_full = |user: &User| {
-        user.mailbox.entries().len() >= messages_max || user.mailbox.bytes() + text.len() as u64 > bytes_max
-    };
+    let from_name = &*known(context.state, from)?.name;
+    let to_name = context.state.target_name(to).ok_or(Refusal::NoSuchUser)?;
+    let bytes = change::message_bytes(from_name, to_name, text) as u64;
+    let is_full =
+        |user: &User| user.mailbox.entries().len() >= messages_max || user.mailbox.bytes() + bytes > bytes_max;
     if context.state.receivers(from, to).any(is_full) {
         return Err(Refusal::MailboxFull);
     }
-    context.grow(&Change::MessageSent { from, to, at: context.now, text })
+    let at = context.now;
+    let sent = Change::MessageSent { from, to, at, from_name, to_name, text };
+    let place = context.log.append(&sent, Need::More)?;
+    // The names are for whoever reads the record; the state has them, and needs none here.
+    context.state.apply(&Change::MessageSent { from, to, at, from_name: "", to_name: "", text }, place);
+    Ok(Outcome::Reply(Reply::Done))
 }
 
 /// What an upload may be, as far as it is known before its content.

@@ -7,6 +7,7 @@ use std::net::IpAddr;
 use crate::buffer::{ReadBuffer, WriteBuffer};
 use crate::change::{Lsn, UserId};
 use crate::command::Pending;
+use crate::inbox::Inbox;
 use crate::transfer::{Download, Upload};
 use crate::verb::Audience;
 
@@ -86,6 +87,9 @@ pub enum Phase {
     Requests,
     /// They wait: a password is being worked on.
     Password(Pending),
+    /// They wait: the texts of an INBOX reply are being read.
+    #[expect(private_interfaces, reason = "nobody outside looks into a phase")]
+    Inbox(Box<Inbox>),
     /// They are the content of a file.
     Upload(Box<Upload>),
     /// They wait: an upload that is complete is being stored.
@@ -120,6 +124,8 @@ pub struct Connection {
     pub(crate) closing: Option<CloseReason>,
     /// All is written, and the peer was told that nothing more comes; it is closed once the peer has ended too.
     pub(crate) is_lingering: bool,
+    /// A backup is being made as long as it lasts.
+    pub(crate) is_holding: bool,
     /// INBOX replies on their way, each with where it ends in the stream of replies.
     pub(crate) deliveries: VecDeque<(u64, Delivery)>,
 }
@@ -140,6 +146,7 @@ impl Connection {
             read_in_stop: 0,
             closing: None,
             is_lingering: false,
+            is_holding: false,
             deliveries: VecDeque::new(),
         }
     }

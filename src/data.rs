@@ -13,13 +13,19 @@ pub struct DataDirectory {
     _lock: File,
 }
 
-/// Why a data directory could not be taken.
+/// Why a data directory could not be opened.
 #[derive(Debug)]
 pub enum DataError {
     /// Another process has it; its id, if it is known.
     InUse(PathBuf, Option<u32>),
     /// The disk said so.
     Io(PathBuf, io::Error),
+    /// The file is not one of ours, or of a version that this program does not know.
+    Foreign(PathBuf),
+    /// What stands at this byte of the file, and had been synced, cannot be read.
+    Damaged(PathBuf, u64),
+    /// A file is not there without which nothing is known.
+    Missing(PathBuf),
 }
 
 impl fmt::Display for DataError {
@@ -33,6 +39,15 @@ impl fmt::Display for DataError {
                 write!(f, "{} is not a directory", path.display())
             }
             Self::Io(path, error) => write!(f, "{}: {error}", path.display()),
+            Self::Foreign(path) => {
+                write!(f, "{} is not a journal file that this version of kurir knows", path.display())
+            }
+            Self::Damaged(path, byte) => write!(
+                f,
+                "{} is damaged at byte {byte}: what stood there had been synced; `kurir check --repair` keeps what is good",
+                path.display()
+            ),
+            Self::Missing(path) => write!(f, "{} is missing, and what is left of the journal needs it", path.display()),
         }
     }
 }
@@ -47,7 +62,7 @@ impl DataDirectory {
     pub fn open(root: &Path) -> Result<Self, DataError> {
         make(root).map_err(|error| DataError::Io(root.to_owned(), error))?;
         let directory = Self::lock(root)?;
-        for part in [directory.journal(), directory.files(), directory.incoming()] {
+        for part in [directory.journal(), directory.checkpoints(), directory.files(), directory.incoming()] {
             make(&part).map_err(|error| DataError::Io(part.clone(), error))?;
         }
         for written in [root, &directory.files()] {
@@ -94,13 +109,19 @@ impl DataDirectory {
     /// Where the journal is.
     #[must_use]
     pub fn journal(&self) -> PathBuf {
-        self.root.join("journal")
+        journal(&self.root)
+    }
+
+    /// Where the checkpoints are.
+    #[must_use]
+    pub fn checkpoints(&self) -> PathBuf {
+        checkpoints(&self.root)
     }
 
     /// Where stored files are.
     #[must_use]
     pub fn files(&self) -> PathBuf {
-        self.root.join("files")
+        files(&self.root)
     }
 
     /// Where the admin socket is.
@@ -112,6 +133,24 @@ impl DataDirectory {
     fn incoming(&self) -> PathBuf {
         self.files().join("incoming")
     }
+}
+
+/// Where the journal of a data directory is.
+#[must_use]
+pub fn journal(root: &Path) -> PathBuf {
+    root.join("journal")
+}
+
+/// Where the checkpoints of a data directory are.
+#[must_use]
+pub fn checkpoints(root: &Path) -> PathBuf {
+    root.join("checkpoint")
+}
+
+/// Where the stored files of a data directory are.
+#[must_use]
+pub fn files(root: &Path) -> PathBuf {
+    root.join("files")
 }
 
 /// Where the server of a data directory can be reached by its administrator.

@@ -9,24 +9,29 @@
 //! until the change's batch is durable.
 
 use std::collections::{BTreeSet, VecDeque};
+use std::fmt;
 use std::io::{self, ErrorKind};
 
 use slab::Slab;
 use tracing::{debug, error, warn};
 
 use crate::change::Lsn;
-use crate::command::{self};
+use crate::command;
+use crate::compaction::{Compacted, CompactionJob};
 use crate::connection::{CloseReason, Connection, ConnectionId, Peer, Phase};
 use crate::files::{FileDone, FileJob, TransferId};
-use crate::journal::{Batch, Log};
+use crate::inbox::{TextsDone, TextsJob};
 use crate::limits::Limits;
+use crate::log::{Batch, Log};
 use crate::password::{PasswordDone, PasswordJob};
 use crate::refusal::Refusal;
-use crate::reply::{self};
+use crate::reply;
 use crate::serve::{Stop, discard_input, serve_within_budget};
 use crate::service::{Service, Storing};
+use crate::space::{SpaceDone, SpaceJob};
 use crate::state::State;
-use crate::transfer::{self};
+use crate::transfer;
+use crate::upkeep::Holdings;
 use crate::verb::Verb;
 
 /// Read buffers that are kept for the next connection that has something to say.
@@ -67,6 +72,12 @@ pub enum Job {
     Password(PasswordJob),
     /// Write or read a stored file.
     File(FileJob),
+    /// Read texts of messages.
+    Texts(TextsJob),
+    /// Make room on the disk.
+    Space(SpaceJob),
+    /// Make a checkpoint.
+    Compact(CompactionJob),
 }
 
 /// What came of a [`Job`].
@@ -78,19 +89,18 @@ pub enum Completion {
         /// All before this is on the disk.
         synced: Lsn,
     },
-    /// The disk has room for the journal.
-    Room {
-        /// Up to here.
-        room: Lsn,
-        /// And no further.
-        is_full: bool,
-        /// All before this is on the disk.
-        synced: Lsn,
-    },
+    /// All before this is on the disk.
+    Synced(Lsn),
     /// Password work is done.
     Password(PasswordDone),
     /// A file job is done.
     File(FileDone),
+    /// Texts were read, or not.
+    Texts(TextsDone),
+    /// The disk has so much room for the journal.
+    Space(SpaceDone),
+    /// There is a new checkpoint, or no room for one.
+    Compacted(Compacted),
 }
 
 /// What may be done without asking an administrator.
@@ -121,14 +131,22 @@ pub struct Engine {
     is_stopping: bool,
 }
 
+impl fmt::Debug for Engine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { connections, service, stalled, .. } = self;
+        let (connections, stalled, upkeep) = (connections.len(), stalled.len(), &service.upkeep);
+        write!(f, "Engine {{ connections: {connections}, stalled: {stalled}, upkeep: {upkeep:?} }}")
+    }
+}
+
 impl Engine {
     /// An engine that goes on from a recovered state and log.
     #[must_use]
-    pub fn new(limits: Limits, registration: Registration, state: State, log: Log) -> Self {
+    pub fn new(limits: Limits, registration: Registration, state: State, log: Log, holdings: Holdings) -> Self {
         Self {
             connections: Slab::new(),
             generation: 0,
-            service: Service::new(limits, registration, state, log),
+            service: Service::new(limits, registration, state, log, holdings),
             completions: VecDeque::new(),
             run_queue: VecDeque::new(),
             unflushed: Vec::new(),
@@ -204,12 +222,15 @@ impl Engine {
             || !self.completions.is_empty()
             || !self.unflushed.is_empty()
             || self.service.log.has_open_changes()
+            || self.service.upkeep.has_work(&self.service.log)
     }
 
     /// When a turn is due at the latest, in milliseconds since 1970, UTC.
     #[must_use]
     pub fn next_deadline(&self) -> Option<u64> {
-        self.lingering.front().map(|(until, _)| *until)
+        let linger = self.lingering.front().map(|(until, _)| *until);
+        let upkeep = self.service.upkeep.next_deadline(&self.service.log);
+        linger.into_iter().chain(upkeep).min()
     }
 
     /// Takes nothing new any more: what was received is served, answered, and then every connection is closed.
@@ -246,6 +267,7 @@ impl Engine {
         self.service.write_down_deliveries();
         self.service.expire_sessions();
         self.service.collect_removals();
+        self.service.keep_up(host);
         self.submit_batch(host);
         for id in std::mem::take(&mut self.unflushed) {
             self.flush(id, host);
@@ -272,19 +294,36 @@ impl Engine {
                 let number = batch.number;
                 self.service.log.settle(batch, synced);
                 self.release(number, host);
+                self.go_on();
             }
-            Completion::Room { room, is_full, synced } => {
-                self.service.log.set_room(room, is_full);
+            Completion::Synced(synced) => {
                 self.service.log.set_synced(synced);
                 self.remove_files(host);
-                for id in std::mem::take(&mut self.stalled) {
-                    if let Some(connection) = find(&mut self.connections, id) {
-                        enqueue(connection, &mut self.run_queue);
-                    }
-                }
             }
+            Completion::Space(done) => {
+                let Service { upkeep, log, now, .. } = &mut self.service;
+                upkeep.space_done(done, log, *now);
+                self.go_on();
+            }
+            Completion::Compacted(compacted) => {
+                let Service { upkeep, state, log, now, .. } = &mut self.service;
+                upkeep.compacted(compacted, state, log, *now);
+            }
+            Completion::Texts(done) => self.texts_read(done, host),
             Completion::Password(done) => self.password_done(&done, host),
             Completion::File(done) => self.file_done(done, host),
+        }
+    }
+
+    /// There may be room in the journal for requests that waited for it.
+    fn go_on(&mut self) {
+        if self.service.log.must_wait() {
+            return;
+        }
+        for id in std::mem::take(&mut self.stalled) {
+            if let Some(connection) = find(&mut self.connections, id) {
+                enqueue(connection, &mut self.run_queue);
+            }
         }
     }
 
@@ -302,6 +341,9 @@ impl Engine {
     /// Files that nobody lists any more go once that is on the disk.
     fn remove_files(&mut self, host: &mut impl Host) {
         let synced = self.service.log.synced();
+        if self.service.upkeep.is_held() {
+            return;
+        }
         while let Some((_, file)) = self.service.removals.pop_front_if(|(end, _)| *end <= synced) {
             host.submit(Job::File(FileJob::Remove(file)));
         }
@@ -324,6 +366,18 @@ impl Engine {
             warn!(address = %peer, "login failed");
         }
         self.replied(done.connection);
+    }
+
+    fn texts_read(&mut self, done: TextsDone, host: &mut impl Host) {
+        let TextsDone { connection: id, records } = done;
+        let Some(connection) = find(&mut self.connections, id) else { return };
+        match std::mem::take(&mut connection.phase) {
+            Phase::Inbox(inbox) => {
+                self.service.texts_read(connection, *inbox, records, host);
+                self.replied(id);
+            }
+            phase => connection.phase = phase,
+        }
     }
 
     fn file_done(&mut self, done: FileDone, host: &mut impl Host) {
@@ -514,6 +568,12 @@ impl Engine {
             debug!(peer = %connection.peer, slot = id.slot, %reason, "connection closed");
             for (_, delivery) in &connection.deliveries {
                 self.service.claims.remove(delivery);
+            }
+            if connection.is_holding {
+                self.service.upkeep.release();
+            }
+            if let Phase::Inbox(inbox) = &connection.phase {
+                self.service.claims.remove(&inbox.claim);
             }
             let unfinished = match &connection.phase {
                 Phase::Upload(upload) => Some(upload.transfer),

@@ -5,6 +5,8 @@
 
 use clap::Args;
 
+use crate::aligned::BLOCK_BYTES;
+
 const KIB: u64 = 1024;
 const MIB: u64 = 1024 * KIB;
 const GIB: u64 = 1024 * MIB;
@@ -13,6 +15,11 @@ const TIB: u64 = 1024 * GIB;
 const LINE_BYTES_LEAST: u64 = KIB;
 /// and must find room in the journal at once.
 const LINE_BYTES_MOST: u64 = MIB;
+
+/// A segment holds several of the longest lines,
+const SEGMENT_BYTES_LEAST: u64 = 256 * KIB;
+/// and is made in a moment.
+const SEGMENT_BYTES_MOST: u64 = GIB;
 
 /// The bounds that the engine and the network keep.
 #[derive(Args, Clone, Debug)]
@@ -58,7 +65,7 @@ pub struct Limits {
     #[arg(long, env = "KURIR_MAILBOX_MESSAGES_MAX", value_name = "N", default_value_t = 100_000)]
     pub mailbox_messages_max: usize,
 
-    /// Text waiting in one mailbox
+    /// Size of the messages waiting in one mailbox, as they are stored: text, names and some 30 bytes each
     #[arg(long, env = "KURIR_MAILBOX_BYTES_MAX", value_name = "BYTES", value_parser = bytes, default_value = "256MiB")]
     pub mailbox_bytes_max: u64,
 
@@ -90,6 +97,14 @@ pub struct Limits {
     #[arg(long, env = "KURIR_TOKENS_PER_USER_MAX", value_name = "N", default_value_t = 100)]
     pub tokens_per_user_max: usize,
 
+    /// One segment of the journal, which is made before it is needed; it counts when a data directory is begun
+    #[arg(long, env = "KURIR_SEGMENT_BYTES", value_name = "BYTES", value_parser = bytes, default_value = "16MiB")]
+    pub segment_bytes: u64,
+
+    /// Journal behind the last checkpoint at which the next is made, if that one was not larger
+    #[arg(long, env = "KURIR_CHECKPOINT_BYTES", value_name = "BYTES", value_parser = bytes, default_value = "256MiB")]
+    pub checkpoint_bytes: u64,
+
     /// How long a connection that the server ends waits for its peer to end it too
     #[arg(long, env = "KURIR_LINGER_MS_MAX", value_name = "MS", default_value_t = 1_000)]
     pub linger_ms_max: u64,
@@ -120,6 +135,13 @@ impl Limits {
         if !(LINE_BYTES_LEAST..=LINE_BYTES_MOST).contains(&self.line_bytes_max) {
             return Err("--line-bytes-max is from 1KiB to 1MiB".to_owned());
         }
+        let is_whole = self.segment_bytes.is_multiple_of(BLOCK_BYTES as u64);
+        if !is_whole || !(SEGMENT_BYTES_LEAST..=SEGMENT_BYTES_MOST).contains(&self.segment_bytes) {
+            return Err("--segment-bytes is from 256KiB to 1GiB, in steps of 4KiB".to_owned());
+        }
+        if self.segment_bytes / 4 < self.line_bytes_max {
+            return Err("--segment-bytes is at least four times --line-bytes-max".to_owned());
+        }
         Ok(())
     }
 }
@@ -146,6 +168,8 @@ impl Default for Limits {
             downloads_max: 256,
             password_queue_max: 64,
             tokens_per_user_max: 100,
+            segment_bytes: 16 * MIB,
+            checkpoint_bytes: 256 * MIB,
             linger_ms_max: 1_000,
             stop_ms_max: 5_000,
         }

@@ -25,8 +25,8 @@ use crate::admin::{self, AdminError};
 use crate::connection::{ConnectionId, Peer};
 use crate::data;
 use crate::engine::{Engine, Host, Job, Registration};
-use crate::journal::Sync;
 use crate::limits::Limits;
+use crate::log::Sync;
 use crate::password::{HashError, Hasher};
 use crate::store::{Store, StoreError, StoreWorkers, WorkError};
 use crate::threads::Threads;
@@ -77,6 +77,8 @@ pub enum ServerError {
     Demo(AdminError),
     Hash(HashError),
     Setup(&'static str, io::Error),
+    /// The segments of the data directory are too small for lines longer than this.
+    Lines(u64),
     /// While it ran.
     Poll(io::Error),
     Work(WorkError),
@@ -101,6 +103,10 @@ impl fmt::Display for ServerError {
             Self::Store(error) => error.fmt(f),
             Self::Demo(error) => write!(f, "cannot make the demonstration accounts: {error}"),
             Self::Hash(error) => error.fmt(f),
+            Self::Lines(bytes) => write!(
+                f,
+                "the journal of this data directory has segments for lines of at most {bytes} bytes; see --line-bytes-max"
+            ),
             Self::Setup(what, error) => write!(f, "cannot {what}: {error}"),
             Self::Poll(error) => write!(f, "waiting for events failed: {error}"),
             Self::Work(error) => error.fmt(f),
@@ -158,7 +164,10 @@ impl Server {
         limits.connections_max = limits.connections_max.min(connections_possible()?);
         // A taken port leaves no data directory behind.
         let sockets = bind(&listen)?;
-        let mut store = Store::open(&data).map_err(ServerError::Store)?;
+        let mut store = Store::open(&data, limits.segment_bytes, sync).map_err(ServerError::Store)?;
+        if store.log.wait_bytes() < limits.line_bytes_max {
+            return Err(ServerError::Lines(store.log.wait_bytes()));
+        }
         let mut hasher = Hasher::new().map_err(ServerError::Hash)?;
         if is_demo {
             admin::make_demo(&mut store, &mut hasher).map_err(ServerError::Demo)?;
@@ -182,9 +191,9 @@ impl Server {
         poll.registry().register(&mut signals, SIGNALS, Interest::READABLE).map_err(setup)?;
         let registry = poll.registry().try_clone().map_err(setup)?;
 
-        let Store { directory, state, journal, files } = store;
-        let engine = Engine::new(limits, registration, state, journal.log());
-        let threads = Threads::start(StoreWorkers { journal, files, hasher }, sync, waker)
+        let Store { directory, state, log, holdings, disk } = store;
+        let engine = Engine::new(limits, registration, state, log, holdings);
+        let threads = Threads::start(StoreWorkers { disk, hasher }, sync, waker)
             .map_err(|error| ServerError::Setup("start a thread", error))?;
         let connections_max = engine.limits().connections_max;
         info!(?sync, connections_max, registration_open = registration.is_open, "serving");

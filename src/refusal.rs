@@ -37,6 +37,7 @@ pub enum Refusal {
     FileTooLarge(u64),
     QuotaFull,
     MailboxFull,
+    MailboxUnreadable,
     RegistrationClosed,
     ServerFull,
     ServerBusy,
@@ -86,6 +87,7 @@ impl Refusal {
             Self::NoSuchFile => ("file tidak ditemukan", "there is no such file"),
             Self::QuotaFull => ("kuota penyimpanan penuh", "the user's storage quota is used up"),
             Self::MailboxFull => ("kotak masuk tujuan penuh", "the mailbox is full"),
+            Self::MailboxUnreadable => ("kotak masuk tidak terbaca", "the mailbox cannot be read from the disk"),
             Self::RegistrationClosed => ("pendaftaran ditutup", "registration is closed"),
             Self::ServerFull => ("server penuh", "the server has no room for another connection"),
             Self::ServerBusy => ("server sibuk, coba lagi", "the server is busy, try again"),
@@ -99,7 +101,7 @@ impl Refusal {
 }
 
 /// Those whose text never changes.
-const FIXED: [Refusal; 23] = [
+const FIXED: [Refusal; 24] = [
     Refusal::UnknownRequest,
     Refusal::NotUtf8,
     Refusal::LineTooLong,
@@ -119,6 +121,7 @@ const FIXED: [Refusal; 23] = [
     Refusal::NoSuchFile,
     Refusal::QuotaFull,
     Refusal::MailboxFull,
+    Refusal::MailboxUnreadable,
     Refusal::RegistrationClosed,
     Refusal::ServerFull,
     Refusal::ServerBusy,

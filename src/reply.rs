@@ -9,7 +9,8 @@ use std::io::Write;
 use std::ops::Range;
 use std::time::{Duration, UNIX_EPOCH};
 
-use crate::change::FileId;
+use crate::backup::Point;
+use crate::change::{FileId, Message};
 use crate::refusal::Refusal;
 use crate::verb::{Audience, Dialect, Spec, Verb, shown};
 
@@ -34,6 +35,8 @@ pub enum Reply<'s> {
     Files(&'s BTreeMap<Box<str>, BTreeMap<Box<str>, Vec<FileId>>>),
     /// Every request that there is.
     Help(Audience),
+    /// What a backup holds.
+    Held(&'s Point),
 }
 
 /// A message in an INBOX reply.
@@ -41,16 +44,8 @@ pub enum Reply<'s> {
 pub struct Item<'s> {
     /// Its number in the mailbox.
     pub id: u64,
-    /// Milliseconds since 1970, UTC.
-    pub at: u64,
-    /// The sender's name.
-    pub from: &'s str,
-    /// The name of the user or group that it was sent to.
-    pub to: &'s str,
-    /// It was sent to a group.
-    pub is_to_group: bool,
-    /// What was said.
-    pub text: &'s str,
+    /// What was said, by whom, to whom and when.
+    pub message: Message<'s>,
 }
 
 /// Writes an OK reply to the request of `spec`.
@@ -84,6 +79,10 @@ pub fn ok(out: &mut Vec<u8>, reply: &Reply<'_>, spec: &Spec) {
             key(out, "data");
             let usages: Vec<String> = shown(*audience).map(|spec| spec.usage().to_string()).collect();
             list(out, usages.iter().map(String::as_str));
+        }
+        Reply::Held(point) => {
+            key(out, "data");
+            put(&serde_json::to_writer(&mut *out, &point.to_json()));
         }
     }
     out.push(b'}');
@@ -164,8 +163,9 @@ impl InboxWriter {
                 self.classic.truncate(before.1);
                 break;
             }
-            let list = list_of(&mut self.lists, item.from);
-            let key_classic = if item.is_to_group { item.to } else { item.from };
+            let list = list_of(&mut self.lists, item.message.from);
+            let Message { from, to, is_to_group, .. } = item.message;
+            let key_classic = if is_to_group { to } else { from };
             let list_classic = if is_classic { list_of(&mut self.lists_classic, key_classic) } else { 0 };
             let (written, classic) = (before.0..self.written.len(), before.1..self.classic.len());
             self.pieces.push(Piece { written, list, classic, list_classic });
@@ -195,10 +195,11 @@ impl InboxWriter {
     fn write_item(&mut self, item: &Item<'_>) {
         let out = &mut self.written;
         out.extend_from_slice(br#"{"nama pengirim":"#);
-        text(out, item.from);
-        key_and_text(out, "nama penerima", item.to);
-        key_and_text(out, "pesan", item.text);
-        let at = UNIX_EPOCH.checked_add(Duration::from_millis(item.at)).unwrap_or(UNIX_EPOCH);
+        let message = &item.message;
+        text(out, message.from);
+        key_and_text(out, "nama penerima", message.to);
+        key_and_text(out, "pesan", message.text);
+        let at = UNIX_EPOCH.checked_add(Duration::from_millis(message.at)).unwrap_or(UNIX_EPOCH);
         let at = humantime::format_rfc3339_millis(at);
         put(&write!(out, r#","waktu":"{at}","id":{}}}"#, item.id));
     }
@@ -206,9 +207,9 @@ impl InboxWriter {
     fn write_classic_item(&mut self, item: &Item<'_>) {
         let out = &mut self.classic;
         out.extend_from_slice(br#"{"msg_from":"#);
-        text(out, item.from);
-        key_and_text(out, "msg_to", item.to);
-        key_and_text(out, "msg", item.text);
+        text(out, item.message.from);
+        key_and_text(out, "msg_to", item.message.to);
+        key_and_text(out, "msg", item.message.text);
         out.push(b'}');
     }
 
@@ -347,7 +348,8 @@ mod tests {
     #[test]
     fn an_inbox_reply_stops_before_it_is_too_large_but_gives_at_least_one_message() {
         let long = "x".repeat(1000);
-        let item = |id| Item { id, at: 0, from: "messi", to: "lineker", is_to_group: false, text: &long };
+        let message = Message { at: 0, from: "messi", to: "lineker", is_to_group: false, text: &long };
+        let item = |id| Item { id, message };
         let mut writer = InboxWriter::default();
         for dialect in [Dialect::Written, Dialect::Classic] {
             for bytes_max in [10, 3_000, 6_000, 20_000] {
@@ -368,7 +370,10 @@ mod tests {
         ) {
             let names = ["messi", "henderson", "lineker"];
             let items = messages.iter().enumerate().map(|(index, (from, to, is_to_group, text))| Item {
-                id: index as u64, at: index as u64, from: names[*from], to: names[*to], is_to_group: *is_to_group, text,
+                id: index as u64,
+                message: Message {
+                    at: index as u64, from: names[*from], to: names[*to], is_to_group: *is_to_group, text,
+                },
             });
             let mut out = Vec::new();
             let dialect = if classic { Dialect::Classic } else { Dialect::Written };
@@ -378,7 +383,7 @@ mod tests {
             let reply = json(&out);
             for name in names {
                 let expected: Vec<(u64, &str)> =
-                    items.clone().filter(|item| item.from == name).map(|item| (item.id, item.text)).collect();
+                    items.clone().filter(|item| item.message.from == name).map(|item| (item.id, item.message.text)).collect();
                 let listed = reply["data"].get(name).map_or(&[][..], |list| list.as_array().unwrap());
                 let found: Vec<(u64, &str)> =
                     listed.iter().map(|item| (item["id"].as_u64().unwrap(), item["pesan"].as_str().unwrap())).collect();

@@ -136,7 +136,7 @@ fn step(connection: &mut Connection, service: &mut Service, host: &mut impl Host
         Phase::Upload(_) => Ok(upload_step(connection, service, host)),
         Phase::Download(_) => Ok(download_step(connection, service, host)),
         Phase::Discard(left) => discard_step(connection, left),
-        Phase::Password(_) | Phase::Storing => Ok(Step::Waiting),
+        Phase::Password(_) | Phase::Inbox(_) | Phase::Storing => Ok(Step::Waiting),
     }
 }
 

@@ -3,21 +3,22 @@
 
 use std::collections::{HashMap, VecDeque};
 
-use crate::change::Lsn;
-use crate::change::{Change, FileId, UserId};
+use crate::backup::Point;
+use crate::change::{Change, FileId, Lsn};
 use crate::claims::Claims;
 use crate::command::{Context, Outcome, PasswordWork, Task};
 use crate::connection::{Connection, ConnectionId, Delivery, Peer, Phase};
 use crate::engine::{Host, Job, Registration};
 use crate::files::{FileJob, TransferId};
-use crate::journal::{Log, Need};
 use crate::limits::Limits;
+use crate::log::{Log, Need};
 use crate::password::PasswordJob;
 use crate::refusal::Refusal;
-use crate::reply::{self, InboxWriter, Item};
-use crate::state::{Entry, Mailbox, State};
+use crate::reply::{self, InboxWriter, Reply};
+use crate::state::State;
 use crate::throttle::Throttle;
 use crate::transfer::{ContentReader, Download, Envelope, Upload};
+use crate::upkeep::{Holdings, Upkeep};
 use crate::verb::{Spec, Verb};
 
 /// Sessions ended in one turn because they were not used for long.
@@ -43,6 +44,8 @@ pub(crate) struct Service {
     pub(crate) storing: HashMap<TransferId, Storing>,
     /// INBOX replies that got out, until that is written down.
     pub(crate) delivered: VecDeque<Delivery>,
+    /// The disk.
+    pub(crate) upkeep: Upkeep,
     /// Files that go once the change is on the disk that ended their last listing.
     pub(crate) removals: VecDeque<(Lsn, FileId)>,
 }
@@ -56,7 +59,7 @@ pub(crate) struct Storing {
 }
 
 impl Service {
-    pub(crate) fn new(limits: Limits, registration: Registration, state: State, log: Log) -> Self {
+    pub(crate) fn new(limits: Limits, registration: Registration, state: State, log: Log, holdings: Holdings) -> Self {
         let files_next = state.next_file().0;
         Self {
             limits,
@@ -74,6 +77,7 @@ impl Service {
             uploads: 0,
             storing: HashMap::new(),
             delivered: VecDeque::new(),
+            upkeep: Upkeep::new(holdings),
             removals: VecDeque::new(),
         }
     }
@@ -115,9 +119,10 @@ impl Service {
         };
         match task {
             Some(Task::Password(work)) => self.begin_password(connection, work, host),
-            Some(Task::Inbox(user)) => self.deliver(connection, spec, user),
+            Some(Task::Inbox(user)) => self.deliver(connection, spec, user, host),
             Some(Task::Upload(envelope)) => self.begin_upload(connection, spec, envelope),
             Some(Task::Download(file)) => self.begin_download(connection, spec, file),
+            Some(Task::Hold) => self.hold(connection, spec),
             None => {
                 let shows_nothing = matches!(spec.verb, Verb::Ping | Verb::Help);
                 connection.write.seal(if shows_nothing { None } else { self.log.unsettled() });
@@ -139,24 +144,6 @@ impl Service {
         self.password_jobs += 1;
         connection.phase = Phase::Password(pending);
         host.submit(Job::Password(PasswordJob { connection: connection.id, check, hash }));
-    }
-
-    /// Writes an INBOX reply. Its messages count as delivered once its last byte is taken by the kernel.
-    pub(crate) fn deliver(&mut self, connection: &mut Connection, spec: &'static Spec, user: UserId) {
-        let mailbox = self.state.user(user).map(|user| &user.mailbox);
-        let unclaimed = mailbox.into_iter().flat_map(|mailbox| self.claims.unclaimed(user, mailbox));
-        let entries: Vec<&Entry> = unclaimed.take(self.limits.inbox_messages_max).collect();
-        let bytes_max = usize::try_from(self.limits.inbox_bytes_max).unwrap_or(usize::MAX);
-        let items = entries.iter().map(|entry| item(entry));
-        let count = self.inbox.write(connection.write.out(), items, bytes_max, spec.dialect);
-        if let [first, .., last] | [first @ last] = &entries[..count] {
-            let delivery = Delivery { user, first: first.lsn, last: last.lsn };
-            self.claims.add(delivery);
-            connection.deliveries.push_back((connection.write.end(), delivery));
-        }
-        // An empty reply tells something too: that what was there has been delivered.
-        let changed = mailbox.map(Mailbox::changed);
-        connection.write.seal(changed.and_then(|lsn| self.log.unsettled_at(lsn)));
     }
 
     pub(crate) fn begin_upload(&mut self, connection: &mut Connection, spec: &'static Spec, envelope: Envelope) {
@@ -202,6 +189,18 @@ impl Service {
         connection.phase = Phase::Download(Box::new(download));
     }
 
+    /// Keeps everything on the disk that is there now, as long as the connection lasts, and says what that is.
+    fn hold(&mut self, connection: &mut Connection, spec: &'static Spec) {
+        let (segments, checkpoint) = self.upkeep.hold();
+        if connection.is_holding {
+            self.upkeep.release();
+        }
+        connection.is_holding = true;
+        let point = Point { end: self.log.synced(), checkpoint: checkpoint.map(|known| known.number), segments };
+        reply::ok(connection.write.out(), &Reply::Held(&point), spec);
+        connection.write.seal(None);
+    }
+
     pub(crate) fn next_transfer(&mut self, id: ConnectionId) -> TransferId {
         self.transfers_next += 1;
         let transfer = TransferId(self.transfers_next);
@@ -227,8 +226,8 @@ impl Service {
         while let Some(delivery) = self.delivered.front() {
             let &Delivery { user, first, last } = delivery;
             let change = Change::Delivered { user, first, last };
-            let Ok(lsn) = self.log.append(&change, Need::Less) else { return };
-            self.state.apply(&change, lsn);
+            let Ok(place) = self.log.append(&change, Need::Less) else { return };
+            self.state.apply(&change, place);
             self.claims.remove(delivery);
             self.delivered.pop_front();
         }
@@ -238,26 +237,20 @@ impl Service {
         for _ in 0..SESSIONS_EXPIRED_PER_TURN_MAX {
             let Some(session) = self.state.session_expired(self.now) else { return };
             let change = Change::SessionClosed { session };
-            let Ok(lsn) = self.log.append(&change, Need::Less) else { return };
-            self.state.apply(&change, lsn);
+            let Ok(place) = self.log.append(&change, Need::Less) else { return };
+            self.state.apply(&change, place);
         }
+    }
+
+    /// What this turn does for the disk.
+    pub(crate) fn keep_up(&mut self, host: &mut impl Host) {
+        let Self { upkeep, state, log, limits, now, .. } = self;
+        upkeep.turn(state, log, limits.checkpoint_bytes, *now, host);
     }
 
     /// The bytes of a file that nobody lists any more go once that is durable.
     pub(crate) fn collect_removals(&mut self) {
         let end = self.log.end();
         self.removals.extend(self.state.take_freed_files().into_iter().map(|file| (end, file)));
-    }
-}
-
-fn item(entry: &Entry) -> Item<'_> {
-    let message = &*entry.message;
-    Item {
-        id: entry.id,
-        at: message.at,
-        from: message.from(),
-        to: message.to(),
-        is_to_group: message.is_to_group,
-        text: message.text(),
     }
 }

@@ -4,10 +4,11 @@
 //! same order make the same state, in the running server and at start-up, and a change that names what is not there
 //! changes nothing.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
-use std::rc::Rc;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use crate::change::{Change, FileId, GroupId, Lsn, SessionId, Target, UserId};
+use crate::change::{Change, FileId, GroupId, Holders, Lsn, Place, SessionId, Target, UserId};
+use crate::mailbox::{Entry, Mailbox, Usage};
+use crate::snapshot::{ENTRIES_MAX, Item};
 
 /// A token is good for this long after its last use.
 pub const SESSION_MS_MAX: u64 = 30 * 24 * HOUR_MS;
@@ -16,7 +17,7 @@ pub const SESSION_TOUCH_MS: u64 = HOUR_MS;
 const HOUR_MS: u64 = 60 * 60 * 1000;
 
 /// All that the server knows.
-#[derive(Debug, Default)]
+#[derive(Debug, PartialEq, Eq)]
 pub struct State {
     users: Vec<Option<Box<User>>>,
     groups: HashMap<GroupId, Group>,
@@ -30,6 +31,7 @@ pub struct State {
     files_next: u64,
     files_bytes: u64,
     files_freed: Vec<FileId>,
+    usage: Usage,
 }
 
 /// Who has a name: users and groups share one namespace.
@@ -40,7 +42,7 @@ enum Owner {
 }
 
 /// An account.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 pub struct User {
     /// Its name.
     pub name: Box<str>,
@@ -58,8 +60,22 @@ pub struct User {
     pub sent_bytes: u64,
 }
 
+impl User {
+    fn new(name: &str, password_hash: &str) -> Self {
+        Self {
+            name: name.into(),
+            password_hash: password_hash.into(),
+            mailbox: Mailbox::default(),
+            sessions: Vec::new(),
+            groups: BTreeSet::new(),
+            files: BTreeMap::new(),
+            sent_bytes: 0,
+        }
+    }
+}
+
 /// A login.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Session {
     /// Whose it is.
     pub user: UserId,
@@ -68,7 +84,7 @@ pub struct Session {
 }
 
 /// A group.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 pub struct Group {
     /// Its name.
     pub name: Box<str>,
@@ -81,7 +97,7 @@ pub struct Group {
 }
 
 /// A file that somebody lists.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 pub struct StoredFile {
     /// Who sent it.
     pub from: UserId,
@@ -97,112 +113,38 @@ pub struct StoredFile {
     holders: Vec<UserId>,
 }
 
-/// Messages that wait for their reader, oldest first.
-#[derive(Debug, Default)]
-pub struct Mailbox {
-    entries: VecDeque<Entry>,
-    bytes: u64,
-    last_id: u64,
-    changed: Lsn,
-}
-
-/// A message in a mailbox.
-#[derive(Clone, Debug)]
-pub struct Entry {
-    /// Grows by message in this mailbox, and is never given twice.
-    pub id: u64,
-    /// When in the order of changes it was sent.
-    pub lsn: Lsn,
-    /// Shared by all who got it.
-    pub message: Rc<Message>,
-}
-
-/// What was sent, once for all its readers.
-#[derive(Debug)]
-pub struct Message {
-    /// Milliseconds since 1970, UTC.
-    pub at: u64,
-    /// It was sent to a group.
-    pub is_to_group: bool,
-    from_end: usize,
-    to_end: usize,
-    /// The sender's name, the target's name and the text, in one piece of memory.
-    joined: Box<str>,
-}
-
-impl Message {
-    fn new(at: u64, from: &str, to: &str, is_to_group: bool, text: &str) -> Self {
-        Self {
-            at,
-            is_to_group,
-            from_end: from.len(),
-            to_end: from.len() + to.len(),
-            joined: [from, to, text].concat().into_boxed_str(),
-        }
-    }
-
-    /// The sender's name at the time.
-    #[must_use]
-    pub fn from(&self) -> &str {
-        &self.joined[..self.from_end]
-    }
-
-    /// The name of the user or group that it was sent to, at the time.
-    #[must_use]
-    pub fn to(&self) -> &str {
-        &self.joined[self.from_end..self.to_end]
-    }
-
-    /// What was said.
-    #[must_use]
-    pub fn text(&self) -> &str {
-        &self.joined[self.to_end..]
-    }
-}
-
-impl Mailbox {
-    /// What waits, oldest first.
-    #[must_use]
-    pub fn entries(&self) -> &VecDeque<Entry> {
-        &self.entries
-    }
-
-    /// The size of the texts that wait.
-    #[must_use]
-    pub fn bytes(&self) -> u64 {
-        self.bytes
-    }
-
-    /// When in the order of changes it last changed.
-    #[must_use]
-    pub fn changed(&self) -> Lsn {
-        self.changed
-    }
-
-    /// Where the first entry stands that was sent at `lsn` or later.
-    #[must_use]
-    pub fn position(&self, lsn: Lsn) -> usize {
-        self.entries.partition_point(|entry| entry.lsn < lsn)
-    }
-
-    fn push(&mut self, lsn: Lsn, message: Rc<Message>) {
-        self.changed = lsn;
-        self.last_id += 1;
-        self.bytes += message.text().len() as u64;
-        self.entries.push_back(Entry { id: self.last_id, lsn, message });
-    }
-
-    fn remove(&mut self, lsn: Lsn, first: Lsn, last: Lsn) {
-        self.changed = lsn;
-        let range = self.position(first)..self.position(last.next());
-        if range.start < range.end {
-            self.bytes -= self.entries.drain(range).map(|entry| entry.message.text().len() as u64).sum::<u64>();
-        }
-    }
-}
-
 /// What the state can be asked.
 impl State {
+    /// An empty one, whose messages stand in segments of this size.
+    #[must_use]
+    pub fn new(segment_bytes: u64) -> Self {
+        Self {
+            users: Vec::new(),
+            groups: HashMap::new(),
+            groups_next: 0,
+            names: HashMap::new(),
+            sessions: HashMap::new(),
+            sessions_by_use: BTreeSet::new(),
+            files: HashMap::new(),
+            files_by_origin: HashMap::new(),
+            files_next: 0,
+            files_bytes: 0,
+            files_freed: Vec::new(),
+            usage: Usage::new(segment_bytes),
+        }
+    }
+
+    /// How much of each segment its mailboxes need.
+    #[must_use]
+    pub fn usage(&self) -> &Usage {
+        &self.usage
+    }
+
+    /// Every mailbox with what waits in it.
+    pub fn mailboxes(&self) -> impl Iterator<Item = (UserId, &Mailbox)> {
+        (0..).map(UserId).zip(&self.users).filter_map(|(id, user)| user.as_ref().map(|user| (id, &user.mailbox)))
+    }
+
     /// The user with this number.
     #[must_use]
     pub fn user(&self, user: UserId) -> Option<&User> {
@@ -341,6 +283,11 @@ impl State {
         FileId(self.files_next)
     }
 
+    /// Segments in which no message waits any more since this was last asked; see [`Usage`].
+    pub fn take_emptied_segments(&mut self) -> Vec<u64> {
+        self.usage.take_emptied()
+    }
+
     /// Files that nobody lists any more since this was last asked; their bytes may go once the changes are durable.
     pub fn take_freed_files(&mut self) -> Vec<FileId> {
         std::mem::take(&mut self.files_freed)
@@ -353,8 +300,9 @@ fn is_expired(used: u64, now: u64) -> bool {
 
 /// The one way in which the state changes.
 impl State {
-    /// Makes one change, which stands at `lsn` in the order of changes.
-    pub fn apply(&mut self, change: &Change<'_>, lsn: Lsn) {
+    /// Makes one change, whose record stands at `place`.
+    pub fn apply(&mut self, change: &Change<'_>, place: Place) {
+        let lsn = place.lsn;
         match *change {
             Change::UserAdded { user, name, password_hash } => self.add_user(user, name, password_hash),
             Change::PasswordChanged { user, password_hash, keep } => self.change_password(user, password_hash, keep),
@@ -367,10 +315,11 @@ impl State {
             }
             Change::MemberJoined { group, user } => self.join(group, user),
             Change::MemberLeft { group, user } => self.leave(group, user),
-            Change::MessageSent { from, to, at, text } => self.send(lsn, from, to, at, text),
+            Change::MessageSent { from, to, .. } => self.send(place, from, to),
+            Change::MessageMoved { sent, holders, .. } => self.relocate(place, sent, holders),
             Change::Delivered { user, first, last } => {
-                if let Some(user) = self.user_mut(user) {
-                    user.mailbox.remove(lsn, first, last);
+                if let Some(Some(user)) = self.users.get_mut(user.0 as usize) {
+                    user.mailbox.remove(lsn, first, last, |entry| self.usage.remove(entry));
                 }
             }
             Change::FileStored { file, from, to, bytes, name } => self.store_file(lsn, file, from, to, bytes, name),
@@ -383,19 +332,13 @@ impl State {
     }
 
     fn add_user(&mut self, user: UserId, name: &str, password_hash: &str) {
-        if user != self.next_user() || self.is_taken(name) {
+        if user < self.next_user() || self.is_taken(name) {
             return;
         }
+        // There is a gap where a repair has dropped somebody.
+        self.users.resize_with(user.0 as usize, || None);
         self.names.insert(name.into(), Owner::User(user));
-        self.users.push(Some(Box::new(User {
-            name: name.into(),
-            password_hash: password_hash.into(),
-            mailbox: Mailbox::default(),
-            sessions: Vec::new(),
-            groups: BTreeSet::new(),
-            files: BTreeMap::new(),
-            sent_bytes: 0,
-        })));
+        self.users.push(Some(Box::new(User::new(name, password_hash))));
     }
 
     fn change_password(&mut self, user: UserId, password_hash: &str, keep: Option<SessionId>) {
@@ -419,6 +362,9 @@ impl State {
         }
         let Some(account) = self.users.get_mut(user.0 as usize).and_then(Option::take) else { return };
         self.names.remove(&account.name);
+        for entry in account.mailbox.entries() {
+            self.usage.remove(entry);
+        }
         for file in account.files.into_values().flat_map(BTreeMap::into_values).flatten() {
             self.release_file(file, user);
         }
@@ -486,23 +432,34 @@ impl State {
         }
     }
 
-    fn send(&mut self, lsn: Lsn, from: UserId, to: Target, at: u64, text: &str) {
-        let (Some(sender), Some(to_name)) = (self.user(from), self.target_name(to)) else { return };
-        let is_to_group = matches!(to, Target::Group(_));
-        let message = Rc::new(Message::new(at, &sender.name, to_name, is_to_group, text));
+    fn send(&mut self, place: Place, from: UserId, to: Target) {
         match to {
             Target::User(user) => {
-                if let Some(user) = self.user_mut(user) {
-                    user.mailbox.push(lsn, message);
+                if let Some(Some(user)) = self.users.get_mut(user.0 as usize) {
+                    self.usage.add(&user.mailbox.push(place, 1));
                 }
             }
             Target::Group(group) => {
                 let Some(group) = self.groups.get(&group) else { return };
-                for member in group.members.iter().filter(|member| **member != from) {
+                // Whoever is a member is a user; the sender may have left.
+                let others = group.members.iter().filter(|member| **member != from);
+                let holders = others.clone().count();
+                for member in others {
                     if let Some(Some(user)) = self.users.get_mut(member.0 as usize) {
-                        user.mailbox.push(lsn, Rc::clone(&message));
+                        self.usage.add(&user.mailbox.push(place, holders));
                     }
                 }
+            }
+        }
+    }
+
+    fn relocate(&mut self, place: Place, sent: Lsn, holders: Holders<'_>) {
+        let count = holders.count();
+        for user in holders.iter() {
+            let Some(Some(user)) = self.users.get_mut(user.0 as usize) else { continue };
+            if let Some((before, now)) = user.mailbox.relocate(sent, place, count) {
+                self.usage.add(&now);
+                self.usage.remove(&before);
             }
         }
     }
@@ -585,6 +542,107 @@ impl State {
         let origin = (freed.from, freed.to, freed.name);
         if self.files_by_origin.get(&origin) == Some(&file) {
             self.files_by_origin.remove(&origin);
+        }
+    }
+}
+
+/// The way into a checkpoint and back.
+impl State {
+    /// Shows everything that there is, in items that [`Self::restore`] makes the same state of.
+    pub fn snapshot<E>(&self, mut show: impl FnMut(&Item<'_>) -> Result<(), E>) -> Result<(), E> {
+        let users = self.next_user().0;
+        show(&Item::Counters { users, groups: self.groups_next, files: self.files_next })?;
+        let users = || (0..).map(UserId).zip(&self.users).filter_map(|(id, user)| Some((id, user.as_deref()?)));
+        for (user, account) in users() {
+            let User { name, password_hash, mailbox, .. } = account;
+            let (last_id, changed) = (mailbox.last_id(), mailbox.changed());
+            show(&Item::User { user, name, password_hash, last_id, changed })?;
+        }
+        for (group, known) in &self.groups {
+            let Group { name, owner, members, secret_hash } = known;
+            let (secret_hash, members) = (secret_hash.as_deref(), members.clone());
+            show(&Item::Group { group: *group, name, owner: *owner, secret_hash, members })?;
+        }
+        for (file, stored) in &self.files {
+            let StoredFile { from, to, name, bytes, lsn, holders } = stored;
+            let is_current = self.files_by_origin.get(&(*from, *to, name.clone())) == Some(file);
+            let (file, from, to, bytes, lsn, holders) = (*file, *from, *to, *bytes, *lsn, holders.clone());
+            show(&Item::File { file, from, to, name, bytes, lsn, is_current, holders })?;
+        }
+        for (user, account) in users() {
+            for (party, names) in &account.files {
+                for (name, files) in names {
+                    show(&Item::Listing { user, party, name, files: files.clone() })?;
+                }
+            }
+            for session in &account.sessions {
+                let used = self.sessions.get(session).map_or(0, |session| session.used);
+                show(&Item::Session { session: *session, user, used })?;
+            }
+            let mut entries = account.mailbox.entries().iter().copied();
+            loop {
+                let some: Vec<Entry> = entries.by_ref().take(ENTRIES_MAX).collect();
+                if some.is_empty() {
+                    break;
+                }
+                show(&Item::Entries { user, entries: some })?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts back what [`Self::snapshot`] showed. An item that names what is not there changes nothing.
+    pub fn restore(&mut self, item: &Item<'_>) {
+        match item {
+            Item::Counters { users, groups, files } => {
+                self.users.resize_with(*users as usize, || None);
+                self.groups_next = *groups;
+                self.files_next = *files;
+            }
+            Item::User { user, name, password_hash, last_id, changed } => {
+                let Some(place) = self.users.get_mut(user.0 as usize) else { return };
+                let mut restored = User::new(name, password_hash);
+                restored.mailbox = Mailbox::restore(*last_id, *changed);
+                *place = Some(Box::new(restored));
+                self.names.insert((*name).into(), Owner::User(*user));
+            }
+            Item::Session { session, user, used } => self.open_session(*session, *user, *used),
+            Item::Group { group, name, owner, secret_hash, members } => {
+                let (name, secret_hash) = (Box::<str>::from(*name), secret_hash.map(Into::into));
+                for member in members {
+                    if let Some(account) = self.user_mut(*member) {
+                        account.groups.insert(*group);
+                    }
+                }
+                self.names.insert(name.clone(), Owner::Group(*group));
+                self.groups.insert(*group, Group { name, owner: *owner, members: members.clone(), secret_hash });
+            }
+            Item::File { file, from, to, name, bytes, lsn, is_current, holders } => {
+                let name = Box::<str>::from(*name);
+                if let Some(sender) = self.user_mut(*from) {
+                    sender.sent_bytes = sender.sent_bytes.saturating_add(*bytes);
+                }
+                self.files_bytes = self.files_bytes.saturating_add(*bytes);
+                if *is_current {
+                    self.files_by_origin.insert((*from, *to, name.clone()), *file);
+                }
+                let stored =
+                    StoredFile { from: *from, to: *to, name, bytes: *bytes, lsn: *lsn, holders: holders.clone() };
+                self.files.insert(*file, stored);
+            }
+            Item::Listing { user, party, name, files } => {
+                if let Some(account) = self.user_mut(*user) {
+                    account.files.entry((*party).into()).or_default().insert((*name).into(), files.clone());
+                }
+            }
+            Item::Entries { user, entries } => {
+                let Some(Some(user)) = self.users.get_mut(user.0 as usize) else { return };
+                for entry in entries {
+                    user.mailbox.restore_entry(*entry);
+                    self.usage.add(entry);
+                }
+            }
+            Item::End { .. } => {}
         }
     }
 }

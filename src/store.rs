@@ -2,28 +2,53 @@
 
 use std::fmt;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use tracing::{info, warn};
 
+use crate::compaction::Compactor;
 use crate::data::{DataDirectory, DataError};
 use crate::engine::{Completion, Job};
 use crate::files::{FileError, FileStore};
-use crate::journal::{Batch, Journal, OpenError, Sync};
+use crate::inbox::{TextsDone, TextsJob};
+use crate::journal::Journal;
 use crate::local::Workers;
+use crate::log::{Batch, Log, Sync};
 use crate::password::{HashError, Hasher};
+use crate::recovery::{self, Recovered};
+use crate::segment::{Access, SegmentStore};
+use crate::space::Space;
 use crate::state::State;
+use crate::texts::Texts;
+use crate::upkeep::Holdings;
 
 /// An opened data directory. Nobody else can open it until this is dropped.
 #[derive(Debug)]
 pub struct Store {
     /// The directory and its lock.
     pub directory: DataDirectory,
-    /// What the journal tells.
+    /// What its journal tells.
     pub state: State,
+    /// The loop's side of the journal.
+    pub log: Log,
+    /// What is on the disk.
+    pub holdings: Holdings,
+    /// What goes on writing to it.
+    pub disk: Disk,
+}
+
+/// What writes to a data directory and reads from it.
+#[derive(Debug)]
+pub struct Disk {
     /// The journal, at its end.
     pub journal: Journal,
+    /// Room for it.
+    pub space: Space,
+    /// Makes checkpoints.
+    pub compactor: Compactor,
+    /// Reads texts.
+    pub texts: Texts,
     /// The stored files.
     pub files: FileStore,
 }
@@ -33,20 +58,18 @@ pub struct Store {
 #[allow(missing_docs)]
 pub enum StoreError {
     Data(DataError),
-    Journal(OpenError),
     JournalLost(String),
-    Io(String, io::Error),
+    Io(PathBuf, io::Error),
 }
 
 impl fmt::Display for StoreError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Data(error) => error.fmt(f),
-            Self::Journal(error) => error.fmt(f),
             Self::JournalLost(path) => {
                 write!(f, "there are stored files, and the journal {path} that should list them is empty")
             }
-            Self::Io(path, error) => write!(f, "{path}: {error}"),
+            Self::Io(path, error) => write!(f, "{}: {error}", path.display()),
         }
     }
 }
@@ -54,43 +77,56 @@ impl fmt::Display for StoreError {
 impl std::error::Error for StoreError {}
 
 impl Store {
-    /// Opens the data directory at `root`, which is made if it is missing, and recovers what it holds.
+    /// Opens the data directory at `root`, which is made if it is missing, and recovers what it holds. A new journal gets
+    /// segments of `segment_bytes`.
     ///
     /// # Errors
     /// [`StoreError`]
-    pub fn open(root: &Path) -> Result<Self, StoreError> {
+    pub fn open(root: &Path, segment_bytes: u64, sync: Sync) -> Result<Self, StoreError> {
         let started = Instant::now();
         let directory = DataDirectory::open(root).map_err(StoreError::Data)?;
-        let mut state = State::default();
-        let (mut journal, recovered) =
-            Journal::open(&directory.journal(), |change, lsn| state.apply(change, lsn)).map_err(StoreError::Journal)?;
-        state.take_freed_files();
+        let (journal, checkpoints) = (directory.journal(), directory.checkpoints());
         let failed = |path: &Path| {
-            let path = path.display().to_string();
+            let path = path.to_owned();
             |error| StoreError::Io(path, error)
         };
-        journal.make_room().map_err(failed(journal.path()))?;
+        let access = match sync {
+            Sync::Always => Access::probe(&journal).map_err(failed(&journal))?,
+            Sync::Interval => Access::Buffered,
+        };
         let files = FileStore::new(directory.files());
-        if recovered.changes == 0 && files.has_any().map_err(failed(&directory.files()))? {
-            return Err(StoreError::JournalLost(journal.path().display().to_string()));
+        let recovered = recovery::recover(&directory, access, segment_bytes).map_err(StoreError::Data)?;
+        let Recovered { layout, state, end, checkpoint, segments, changes, is_torn } = recovered;
+        if state.next_user().0 == 0 && files.has_any().map_err(failed(&directory.files()))? {
+            return Err(StoreError::JournalLost(journal.display().to_string()));
         }
         let strays = files.remove_strays(|file| state.file(file).is_some()).map_err(failed(&directory.files()))?;
         let ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
-        info!(changes = recovered.changes, strays, ms, "data directory {} recovered", root.display());
-        if recovered.torn_bytes > 0 {
-            let path = journal.path().display();
-            warn!(bytes = recovered.torn_bytes, "the unacknowledged end of a write was cut off {path}");
+        let from = checkpoint.map_or(0, |checkpoint| checkpoint.number);
+        info!(checkpoint = from, changes, strays, ms, ?access, "data directory {} recovered", root.display());
+        if is_torn {
+            warn!("a write that nobody was told of was cut off at the end of the journal {}", journal.display());
         }
-        Ok(Self { directory, state, journal, files })
+        let (last, count) = (layout.segment(end), segments.len() as u64);
+        let store = SegmentStore::new(journal.clone(), layout, access, last, count);
+        let space = Space::new(store, checkpoints.clone(), layout);
+        let mut log = Log::new(layout, end);
+        log.set_room(space.done().room, false);
+        let disk = Disk {
+            journal: Journal::open(&journal, layout, access, end).map_err(failed(&journal))?,
+            space,
+            compactor: Compactor { journal: journal.clone(), checkpoints, layout },
+            texts: Texts::new(journal, layout),
+            files,
+        };
+        Ok(Self { directory, state, log, holdings: Holdings { segments, checkpoint }, disk })
     }
 }
 
 /// The workers of a data directory, all on the caller's thread.
 pub struct StoreWorkers {
-    /// For batches.
-    pub journal: Journal,
-    /// For file jobs.
-    pub files: FileStore,
+    /// For what concerns the disk.
+    pub disk: Disk,
     /// For password jobs.
     pub hasher: Hasher,
 }
@@ -99,25 +135,19 @@ pub struct StoreWorkers {
 #[derive(Debug)]
 #[allow(missing_docs)]
 pub enum WorkError {
-    Journal(String, io::Error),
+    Journal(PathBuf, io::Error),
+    Checkpoint(DataError),
     Files(FileError),
     Password(HashError),
     /// A helper thread ended that should not have; its name.
     Thread(&'static str),
 }
 
-impl WorkError {
-    /// What the disk said of the journal.
-    #[must_use]
-    pub fn journal(journal: &Journal, error: io::Error) -> Self {
-        Self::Journal(journal.path().display().to_string(), error)
-    }
-}
-
 impl fmt::Display for WorkError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Journal(path, error) => write!(f, "the journal could not be written: {path}: {error}"),
+            Self::Journal(path, error) => write!(f, "the journal could not be written: {}: {error}", path.display()),
+            Self::Checkpoint(error) => write!(f, "a checkpoint could not be made: {error}"),
             Self::Files(error) => write!(f, "a file could not be stored: {error}"),
             Self::Password(error) => error.fmt(f),
             Self::Thread(name) => write!(f, "the {name} thread ended in the middle of its work"),
@@ -131,40 +161,42 @@ impl Workers for StoreWorkers {
     type Error = WorkError;
 
     fn run(&mut self, job: Job, mut report: impl FnMut(Completion)) -> Result<(), WorkError> {
+        let Disk { journal, space, compactor, texts, files } = &mut self.disk;
         match job {
-            Job::Journal(batch) => {
-                for completion in write(&mut self.journal, vec![batch], Sync::Always)? {
-                    report(completion);
-                }
-            }
+            Job::Journal(batch) => report(write(journal, vec![batch], Sync::Always)?),
             Job::Password(job) => report(Completion::Password(self.hasher.run(&job).map_err(WorkError::Password)?)),
             Job::File(job) => {
-                if let Some(done) = self.files.run(job).map_err(WorkError::Files)? {
+                if let Some(done) = files.run(job).map_err(WorkError::Files)? {
                     report(Completion::File(done));
                 }
             }
+            Job::Texts(job) => report(read(texts, &job)),
+            Job::Space(job) => {
+                let (done, made) = space.run(&job).map_err(|(path, error)| WorkError::Journal(path, error))?;
+                if let Some(segment) = made {
+                    journal.add(segment);
+                }
+                report(Completion::Space(done));
+            }
+            Job::Compact(job) => report(Completion::Compacted(compactor.run(&job).map_err(WorkError::Checkpoint)?)),
         }
         Ok(())
     }
 }
 
-/// Writes batches together, makes them as durable as `sync` asks, and makes room for the next.
+/// Writes batches together, and makes them as durable as `sync` asks.
 ///
 /// # Errors
 /// [`WorkError::Journal`]
-pub fn write(journal: &mut Journal, mut batches: Vec<Batch>, sync: Sync) -> Result<[Completion; 2], WorkError> {
-    let written = journal.write(&batches).and_then(|()| match sync {
-        Sync::Always => journal.sync(),
-        Sync::Interval if journal.is_sync_due() => journal.sync(),
-        Sync::Interval => Ok(()),
-    });
-    written.and_then(|()| journal.make_room()).map_err(|error| WorkError::journal(journal, error))?;
-    let last = batches.pop().unwrap_or_default();
-    Ok([Completion::Settled { batch: last, synced: journal.synced() }, room(journal)])
+pub fn write(journal: &mut Journal, mut batches: Vec<Batch>, sync: Sync) -> Result<Completion, WorkError> {
+    let written = journal.write(&batches, sync);
+    written.map_err(|error| WorkError::Journal(journal.directory().to_owned(), error))?;
+    let batch = batches.pop().unwrap_or_default();
+    Ok(Completion::Settled { batch, synced: journal.synced() })
 }
 
-/// What the loop is to know of the journal's room.
+/// Reads texts. That they cannot be read is for the one who asked.
 #[must_use]
-pub fn room(journal: &Journal) -> Completion {
-    Completion::Room { room: journal.room(), is_full: journal.is_full(), synced: journal.synced() }
+pub fn read(texts: &mut Texts, job: &TextsJob) -> Completion {
+    Completion::Texts(TextsDone { connection: job.connection, records: texts.read(&job.places) })
 }

@@ -8,11 +8,17 @@ use std::thread::{self, JoinHandle};
 
 use mio::Waker;
 
+use crate::compaction::{CompactionJob, Compactor};
 use crate::engine::{Completion, Job};
 use crate::files::{FileJob, FileStore};
-use crate::journal::{Batch, Journal, Sync};
+use crate::inbox::TextsJob;
+use crate::journal::Journal;
+use crate::log::{Batch, Sync};
 use crate::password::{Hasher, PasswordJob};
-use crate::store::{self, StoreWorkers, WorkError};
+use crate::segment::Segment;
+use crate::space::{Space, SpaceJob};
+use crate::store::{self, Disk, StoreWorkers, WorkError};
+use crate::texts::Texts;
 
 /// Batches written together at most.
 const BATCHES_MAX: usize = 64;
@@ -22,12 +28,22 @@ pub type Report = Result<Completion, WorkError>;
 
 /// The loop's side of the helper threads.
 pub struct Threads {
-    journal: Sender<Batch>,
+    journal: Sender<JournalJob>,
     files: Sender<FileJob>,
     passwords: Sender<PasswordJob>,
+    texts: Sender<TextsJob>,
+    space: Sender<SpaceJob>,
+    compaction: Sender<CompactionJob>,
     reports: Receiver<Report>,
     is_finishing: Arc<AtomicBool>,
     handles: Vec<JoinHandle<()>>,
+}
+
+/// What the journal thread is given.
+enum JournalJob {
+    Write(Batch),
+    /// The segment that comes behind those that it has. It stands in front of the first batch that needs it.
+    Add(Segment),
 }
 
 /// A helper thread's way back.
@@ -67,11 +83,15 @@ impl Threads {
     /// # Errors
     /// The system has no room for a thread.
     pub fn start(store: StoreWorkers, sync: Sync, waker: Arc<Waker>) -> std::io::Result<Self> {
-        let StoreWorkers { journal, files, hasher } = store;
+        let StoreWorkers { disk, hasher } = store;
+        let Disk { journal, space, compactor, texts, files } = disk;
         let (reports_in, reports) = mpsc::channel();
         let is_finishing = Arc::new(AtomicBool::new(false));
         let reporter = Reporter { reports: reports_in, waker, is_finishing: Arc::clone(&is_finishing) };
         let (journal_jobs, batches) = mpsc::channel();
+        let (text_jobs, texts_to_read) = mpsc::channel();
+        let (space_jobs, space_to_make) = mpsc::channel();
+        let (compaction_jobs, to_compact) = mpsc::channel();
         let (file_jobs, files_to_do) = mpsc::channel();
         let (password_jobs, passwords_to_do) = mpsc::channel();
         let spawn = |name: &'static str, work: Box<dyn FnOnce() + Send>| {
@@ -81,21 +101,39 @@ impl Threads {
                 work();
             })
         };
-        let (for_journal, for_files, for_passwords) = (reporter.clone(), reporter.clone(), reporter.clone());
+        let [for_journal, for_files, for_passwords, for_texts, for_space, for_compaction] =
+            std::array::from_fn(|_| reporter.clone());
+        let segments = journal_jobs.clone();
         let handles = vec![
             spawn("journal", Box::new(move || run_journal(journal, sync, &batches, &for_journal)))?,
             spawn("files", Box::new(move || run_files(files, &files_to_do, &for_files)))?,
             spawn("password", Box::new(move || run_passwords(hasher, &passwords_to_do, &for_passwords)))?,
+            spawn("texts", Box::new(move || run_texts(texts, &texts_to_read, &for_texts)))?,
+            spawn("space", Box::new(move || run_space(space, &space_to_make, &segments, &for_space)))?,
+            spawn("compaction", Box::new(move || run_compaction(&compactor, &to_compact, &for_compaction)))?,
         ];
-        Ok(Self { journal: journal_jobs, files: file_jobs, passwords: password_jobs, reports, is_finishing, handles })
+        Ok(Self {
+            journal: journal_jobs,
+            files: file_jobs,
+            passwords: password_jobs,
+            texts: text_jobs,
+            space: space_jobs,
+            compaction: compaction_jobs,
+            reports,
+            is_finishing,
+            handles,
+        })
     }
 
     /// Hands a job to its thread. A thread that is gone has said why, so its jobs may be dropped.
     pub fn submit(&self, job: Job) {
         let is_taken = match job {
-            Job::Journal(batch) => self.journal.send(batch).is_ok(),
+            Job::Journal(batch) => self.journal.send(JournalJob::Write(batch)).is_ok(),
             Job::File(job) => self.files.send(job).is_ok(),
             Job::Password(job) => self.passwords.send(job).is_ok(),
+            Job::Texts(job) => self.texts.send(job).is_ok(),
+            Job::Space(job) => self.space.send(job).is_ok(),
+            Job::Compact(job) => self.compaction.send(job).is_ok(),
         };
         if !is_taken {
             tracing::debug!("a job came for a thread that has ended, and has said why");
@@ -114,7 +152,7 @@ impl Threads {
     /// The first that one of them failed with.
     pub fn finish(self) -> Result<(), WorkError> {
         self.is_finishing.store(true, Ordering::SeqCst);
-        drop((self.journal, self.files, self.passwords));
+        drop((self.journal, self.files, self.passwords, self.texts, self.space, self.compaction));
         for handle in self.handles {
             // One that panicked has reported it.
             drop(handle.join());
@@ -124,41 +162,77 @@ impl Threads {
 }
 
 /// Writes what has come since the last sync, all at once.
-fn run_journal(mut journal: Journal, sync: Sync, batches: &Receiver<Batch>, reporter: &Reporter) {
+fn run_journal(mut journal: Journal, sync: Sync, jobs: &Receiver<JournalJob>, reporter: &Reporter) {
     loop {
-        let report = match next_batch(&journal, batches) {
+        let report = match next_job(&journal, jobs) {
             Ok(first) => {
-                let mut together = vec![first];
-                together.extend(batches.try_iter().take(BATCHES_MAX - 1));
-                store::write(&mut journal, together, sync).map(Vec::from)
+                let mut batches = Vec::new();
+                for job in std::iter::once(first).chain(jobs.try_iter().take(BATCHES_MAX - 1)) {
+                    match job {
+                        JournalJob::Write(batch) => batches.push(batch),
+                        JournalJob::Add(segment) => journal.add(segment),
+                    }
+                }
+                if batches.is_empty() {
+                    continue;
+                }
+                store::write(&mut journal, batches, sync)
             }
             Err(RecvTimeoutError::Timeout) => {
-                let worked = journal.sync().and_then(|()| journal.make_room());
-                worked.map(|()| vec![store::room(&journal)]).map_err(|error| WorkError::journal(&journal, error))
+                let synced = journal.sync().map(|()| Completion::Synced(journal.synced()));
+                synced.map_err(|error| WorkError::Journal(journal.directory().to_owned(), error))
             }
             Err(RecvTimeoutError::Disconnected) => {
-                let path = journal.path().display().to_string();
+                let directory = journal.directory().to_owned();
                 if let Err(error) = journal.close() {
-                    reporter.say(Err(WorkError::Journal(path, error)));
+                    reporter.say(Err(WorkError::Journal(directory, error)));
                 }
                 return;
             }
         };
-        let is_heard = match report {
-            Ok(completions) => completions.into_iter().all(|completion| reporter.say(Ok(completion))),
-            Err(error) => reporter.say(Err(error)),
-        };
-        if !is_heard {
+        if !reporter.say(report) {
             return;
         }
     }
 }
 
-/// Waits for a batch, for ever if nothing else is to be done before long.
-fn next_batch(journal: &Journal, batches: &Receiver<Batch>) -> Result<Batch, RecvTimeoutError> {
-    match journal.idle_work() {
-        None => batches.recv().map_err(|_| RecvTimeoutError::Disconnected),
-        Some(within) => batches.recv_timeout(within),
+/// Waits for a job, for ever if nothing is to be synced before long.
+fn next_job(journal: &Journal, jobs: &Receiver<JournalJob>) -> Result<JournalJob, RecvTimeoutError> {
+    match journal.sync_due() {
+        None => jobs.recv().map_err(|_| RecvTimeoutError::Disconnected),
+        Some(within) => jobs.recv_timeout(within),
+    }
+}
+
+fn run_space(mut space: Space, jobs: &Receiver<SpaceJob>, journal: &Sender<JournalJob>, reporter: &Reporter) {
+    for job in jobs.iter().take_while(|_| !reporter.is_finishing.load(Ordering::SeqCst)) {
+        let report = space.run(&job).map_err(|(path, error)| WorkError::Journal(path, error));
+        let report = report.map(|(done, made)| {
+            // The journal has it before the loop may use it; one that has ended has said why.
+            let is_taken = made.is_none_or(|segment| journal.send(JournalJob::Add(segment)).is_ok());
+            tracing::trace!(is_taken, "space");
+            Completion::Space(done)
+        });
+        if !reporter.say(report) {
+            return;
+        }
+    }
+}
+
+fn run_compaction(compactor: &Compactor, jobs: &Receiver<CompactionJob>, reporter: &Reporter) {
+    for job in jobs.iter().take_while(|_| !reporter.is_finishing.load(Ordering::SeqCst)) {
+        let report = compactor.run(&job).map(Completion::Compacted).map_err(WorkError::Checkpoint);
+        if !reporter.say(report) {
+            return;
+        }
+    }
+}
+
+fn run_texts(mut texts: Texts, jobs: &Receiver<TextsJob>, reporter: &Reporter) {
+    for job in jobs.iter().take_while(|_| !reporter.is_finishing.load(Ordering::SeqCst)) {
+        if !reporter.say(Ok(store::read(&mut texts, &job))) {
+            return;
+        }
     }
 }
 

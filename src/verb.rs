@@ -34,6 +34,7 @@ pub enum Verb {
     UserPassword,
     UserRemove,
     GroupList,
+    Backup,
 }
 
 /// Which keys a reply has.
@@ -140,7 +141,7 @@ impl fmt::Display for Usage {
 
 /// The table. Rows are tried in order, so the most frequent stand first, and `send` stands behind the verbs that it
 /// begins: `send message …` is the written protocol in lower case, any other `send …` the classic spelling.
-pub static SPECS: [Spec; 33] = [
+pub static SPECS: [Spec; 34] = [
     Spec::new(Verb::SendMessage, &["SEND", "MESSAGE"], &["token", "user", "text"], Last::Text),
     Spec::new(Verb::SendGroupMessage, &["SEND", "GROUP", "MESSAGE"], &["token", "group", "text"], Last::Text),
     Spec::new(Verb::SendFile, &["SEND", "FILE"], &["token", "user", "name", "base64"], Last::Content),
@@ -175,6 +176,7 @@ pub static SPECS: [Spec; 33] = [
     Spec::new(Verb::UserPassword, &["USER", "PASSWORD"], &["user", "password"], Last::Word).admin(),
     Spec::new(Verb::UserRemove, &["USER", "REMOVE"], &["user"], Last::Word).admin(),
     Spec::new(Verb::GroupList, &["GROUP", "LIST"], &[], Last::Word).admin(),
+    Spec::new(Verb::Backup, &["BACKUP"], &[], Last::Word).admin(),
 ];
 
 /// The row that `line` begins with, and what follows the verb (with the blank in front, if there is one).

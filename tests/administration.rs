@@ -150,7 +150,7 @@ fn a_check_says_what_there_is_and_what_is_wrong_and_a_repair_keeps_the_rest() {
     let good = output(&["check", path]);
     assert_eq!(said(&good), (0, ""));
     let report = text(&good.stdout);
-    for part in ["3 users with 1 logins, 1 groups", "3 messages waiting, 11 bytes", "1 files, 3 bytes"] {
+    for part in ["3 users with 1 logins, 1 groups", "3 messages waiting, 140 bytes", "1 files, 3 bytes"] {
         assert!(report.contains(part), "{report}");
     }
 
@@ -161,11 +161,13 @@ fn a_check_says_what_there_is_and_what_is_wrong_and_a_repair_keeps_the_rest() {
     fs::write(&journal, &bytes).unwrap();
     let found = output(&["check", path]);
     assert_eq!(said(&found), (1, "kurir: the data directory is damaged"));
-    assert!(text(&found.stdout).contains("damaged: bytes "));
+    assert!(text(&found.stdout).contains("0000000001.log byte "), "{}", text(&found.stdout));
+    assert!(text(&found.stdout).contains("perhaps a message from messi to henderson"));
     assert_eq!(fs::read(&journal).unwrap(), bytes, "a check changes nothing");
 
     let repaired = output(&["check", path, "--repair"]);
     assert_eq!(said(&repaired), (0, ""));
+    assert!(text(&repaired.stdout).contains("dropped: "), "{}", text(&repaired.stdout));
     assert_eq!(fs::read(root.join("journal/0000000001.log.damaged-1")).unwrap(), bytes);
     assert_eq!(said(&output(&["check", path])), (0, ""));
     let server = Server::demo(&root, &[]);

@@ -4,12 +4,15 @@
 
 mod common;
 
+use std::collections::HashSet;
 use std::fs;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -303,51 +306,59 @@ fn a_stop_does_not_wait_for_ever_for_a_peer_that_does_not_read() {
     assert!(server.wait().success());
 }
 
+/// What a reader got of one server's life, reply by reply.
+type Replies = Vec<Vec<String>>;
+
 #[test]
 fn what_was_acknowledged_under_load_survives_kill_9() {
     const WRITERS: usize = 4;
+    const KILLS: usize = 12;
     let data = tempfile::tempdir().unwrap();
-    let names = ["messi", "henderson", "lineker", "messi"];
-    let mut tokens: Vec<String> = Vec::new();
+    // Small segments, so that they are filled, freed and used again, and checkpoints made, all the time.
+    let flags = ["--mailbox-messages-max", "1000000", "--segment-bytes", "256KiB", "--checkpoint-bytes", "256KiB"];
+    let names = ["messi", "henderson", "messi", "henderson"];
     let mut acknowledged: Vec<Vec<String>> = vec![Vec::new(); WRITERS];
     let mut sent = 0;
-    for round in 0..3 {
-        let server = Server::demo(data.path(), &["--mailbox-messages-max", "1000000"]);
-        if tokens.is_empty() {
-            tokens = names.iter().map(|name| server.login(name).1).collect();
-        }
+    let mut lives: Vec<Replies> = Vec::new();
+    for round in 0..KILLS {
+        let server = Server::demo(data.path(), &flags);
+        let count = Arc::new(AtomicUsize::new(0));
         let writers: Vec<_> = (0..WRITERS)
             .map(|writer| {
-                let stream = server.connect();
-                let token = tokens[writer].clone();
-                thread::spawn(move || write_until_cut(Client::new(stream), writer, round, &token))
+                let (client, token) = server.login(names[writer]);
+                let count = Arc::clone(&count);
+                thread::spawn(move || write_until_cut(client, writer, round, &token, &count))
             })
             .collect();
-        // So many batches that some are in every stage when the power goes.
-        while server.client().request("PING").is_ok() && journal_bytes(data.path()) < (round + 1) * 300_000 {}
+        // In every third life nobody reads.
+        let (lineker, token) = server.login("lineker");
+        let reader = (round % 3 != 0).then(|| thread::spawn(move || read_until_cut(lineker, &token)));
+        // So much that some is in every stage when the end comes, and each time another.
+        while count.load(Ordering::Relaxed) < 2000 + 137 * round {
+            thread::sleep(Duration::from_millis(1));
+        }
         server.kill();
         for (writer, texts) in writers.into_iter().enumerate() {
             let (texts, count) = texts.join().unwrap();
             acknowledged[writer].extend(texts);
             sent += count;
         }
+        lives.extend(reader.map(|reader| reader.join().unwrap()));
     }
-    let server = Server::demo(data.path(), &[]);
+    let server = Server::demo(data.path(), &flags);
     let (mut lineker, token) = server.login("lineker");
-    let mut received = Vec::new();
-    loop {
-        let inbox = lineker.request(&format!("INBOX {token}")).unwrap();
-        let before = received.len();
-        for sender in ["messi", "henderson", "lineker"] {
-            received.extend(texts_of(&inbox, sender));
-        }
-        if received.len() == before {
-            break;
-        }
+    let mut last = Vec::new();
+    while last.last() != Some(&Vec::new()) {
+        last.push(texts_of_all(&lineker.request(&format!("INBOX {token}")).unwrap()));
     }
+    lives.push(last);
+    server.stop();
+    assert_eq!(output(&["check", data.path().to_str().unwrap()]).status.code(), Some(0));
+
+    let received = each_once(&lives);
     assert!(received.len() <= sent);
     for (writer, texts) in acknowledged.iter().enumerate() {
-        assert!(texts.len() > 100, "writer {writer} had {} acknowledged", texts.len());
+        assert!(texts.len() > 1000, "writer {writer} had {} acknowledged", texts.len());
         let prefix = format!("{writer} ");
         let mut of_writer = received.iter().filter(|text| text.starts_with(&prefix));
         // In order, each once; between them there may be some whose answer did not get out any more.
@@ -355,18 +366,48 @@ fn what_was_acknowledged_under_load_survives_kill_9() {
             assert!(of_writer.any(|found| found == text), "{text} was acknowledged and is not there");
         }
     }
-    let mut once = received.clone();
-    once.sort_unstable();
-    once.dedup();
-    assert_eq!(once.len(), received.len(), "a message came twice");
 }
 
-fn journal_bytes(data: &Path) -> u64 {
-    fs::metadata(data.join("journal/0000000001.log")).unwrap().len()
+/// Everything that was received, in order. Only what came in the last reply before an end may come once more: that it got
+/// out may not have been written down any more.
+fn each_once(lives: &[Replies]) -> Vec<String> {
+    let mut received = Vec::new();
+    let (mut seen, mut may_come_again) = (HashSet::new(), HashSet::new());
+    for replies in lives {
+        for text in replies.iter().flatten() {
+            if seen.insert(text.clone()) {
+                received.push(text.clone());
+            } else {
+                assert!(may_come_again.remove(text), "{text} came twice");
+            }
+        }
+        may_come_again.extend(replies.last().into_iter().flatten().cloned());
+    }
+    received
+}
+
+/// Reads until the server is gone.
+fn read_until_cut(mut client: Client<TcpStream>, token: &str) -> Replies {
+    let mut replies = Vec::new();
+    while let Ok(inbox) = client.request(&format!("INBOX {token}")) {
+        replies.push(texts_of_all(&inbox));
+    }
+    replies
+}
+
+/// The texts of a reply whose senders are those who write, each sender's in order.
+fn texts_of_all(inbox: &Value) -> Vec<String> {
+    ["messi", "henderson"].into_iter().flat_map(|sender| texts_of(inbox, sender)).collect()
 }
 
 /// Sends in small pipelines until the server is gone. Returns what was acknowledged, and how much was sent.
-fn write_until_cut(mut client: Client<TcpStream>, writer: usize, round: u64, token: &str) -> (Vec<String>, usize) {
+fn write_until_cut(
+    mut client: Client<TcpStream>,
+    writer: usize,
+    round: usize,
+    token: &str,
+    count: &AtomicUsize,
+) -> (Vec<String>, usize) {
     let mut acknowledged = Vec::new();
     for number in (0..).step_by(8) {
         let texts: Vec<String> = (number..number + 8).map(|number| format!("{writer} {round} {number}")).collect();
@@ -380,6 +421,7 @@ fn write_until_cut(mut client: Client<TcpStream>, writer: usize, round: u64, tok
                 Err(ClientError::Io(_)) => return (acknowledged, number + 8),
                 Err(error) => panic!("{error}"),
             }
+            count.fetch_add(1, Ordering::Relaxed);
         }
     }
     unreachable!("the server outlived all numbers")
@@ -676,7 +718,7 @@ fn stored_files_are_not_given_up_for_a_journal_that_is_lost() {
     messi.request(&format!("SEND FILE {token} messi a.txt QUJD")).unwrap();
     server.stop();
     let files = files_below(&data.path().join("files"));
-    fs::write(data.path().join("journal/0000000001.log"), "").unwrap();
+    fs::remove_dir_all(data.path().join("journal")).unwrap();
     assert_refused(&["serve", "--listen", "127.0.0.1:0", "--data", path], "there are stored files");
     assert_eq!(files_below(&data.path().join("files")), files);
 }

@@ -7,7 +7,11 @@
 //! - a message whose sender was told ERROR, or that was never sent, is nowhere;
 //! - messages of one connection to one receiver are delivered in the order in which they were sent;
 //! - ids in a mailbox grow, and a message that is given again has the id that it had;
-//! - a file is listed whole and as it was sent, or not at all.
+//! - a file is listed whole and as it was sent, or not at all;
+//! - what is recovered is what the server had in memory, however often it was compacted;
+//! - a backup that is made while all goes on is what the server had when it was begun.
+//!
+//! Where the server syncs only now and then, what was acknowledged since may be lost when power goes, and nothing else.
 //!
 //! A seed that fails is printed; `KURIR_SEED=N cargo test --test simulation` runs it alone.
 
@@ -21,13 +25,18 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use common::{JOURNAL_START, MemoryWorkers};
-use kurir::change::Change;
+use common::{LAYOUT_SMALL, MemoryDisk, MemoryWorkers};
+use kurir::backup::Point;
+use kurir::change::{Change, Lsn};
 use kurir::connection::{ConnectionId, Peer};
+use kurir::data::DataDirectory;
 use kurir::engine::{Engine, Host, Job, Registration};
-use kurir::journal::{Journal, Log, Need};
 use kurir::limits::Limits;
+use kurir::log::{Log, Need};
+use kurir::recovery;
+use kurir::segment::Access;
 use kurir::state::State;
+use kurir::upkeep::Holdings;
 use serde_json::Value;
 
 const SEEDS: u64 = 200;
@@ -61,6 +70,12 @@ fn clients_and_the_model_agree_whatever_the_network_does() {
         assert!(seen.downloads > 200, "{seen:?}");
         assert!(seen.refused > 100, "{seen:?}");
         assert!(seen.cut_short > 50, "{seen:?}");
+        assert!(seen.failed_syncs > 50, "{seen:?}");
+        assert!(seen.compactions > 200, "{seen:?}");
+        assert!(seen.relocated > 200, "{seen:?}");
+        assert!(seen.recycled > 100, "{seen:?}");
+        assert!(seen.backups > 100, "{seen:?}");
+        assert!(seen.compared > 100, "{seen:?}");
     }
 }
 
@@ -77,6 +92,15 @@ struct Seen {
     refused: usize,
     /// INBOX replies of which only a part got out.
     cut_short: usize,
+    failed_syncs: usize,
+    compactions: usize,
+    /// Messages that compaction had written again.
+    relocated: usize,
+    /// Segments that were used again.
+    recycled: usize,
+    backups: usize,
+    /// Times that what was recovered was compared with what was in memory.
+    compared: usize,
 }
 
 impl Seen {
@@ -90,6 +114,12 @@ impl Seen {
         self.downloads += other.downloads;
         self.refused += other.refused;
         self.cut_short += other.cut_short;
+        self.failed_syncs += other.failed_syncs;
+        self.compactions += other.compactions;
+        self.relocated += other.relocated;
+        self.recycled += other.recycled;
+        self.backups += other.backups;
+        self.compared += other.compared;
     }
 }
 
@@ -121,6 +151,7 @@ enum Asked {
     Inbox(usize),
     File { from: usize, to: usize, name: String },
     Download { user: usize, party: usize, name: String },
+    Backup,
     Other,
 }
 
@@ -138,6 +169,21 @@ struct Line {
     is_closed: bool,
 }
 
+impl Line {
+    fn new(id: ConnectionId, room: usize) -> Self {
+        Self {
+            id,
+            to_server: VecDeque::new(),
+            arrived: 0,
+            is_ended: false,
+            from_server: Vec::new(),
+            room,
+            asked: VecDeque::new(),
+            is_closed: false,
+        }
+    }
+}
+
 struct World {
     random: Random,
     engine: Option<Engine>,
@@ -150,6 +196,15 @@ struct World {
     sent: usize,
     model: Model,
     seen: Seen,
+    backup: Option<Backup>,
+    /// Nothing fails any more.
+    is_calm: bool,
+}
+
+/// A backup that is being made.
+struct Backup {
+    connection: ConnectionId,
+    point: Option<(Point, State)>,
 }
 
 /// The engine's view of the clients.
@@ -179,6 +234,9 @@ struct Model {
     contents: BTreeSet<(usize, usize, String, Vec<u8>)>,
     /// Every text that was ever sent as a message.
     texts: BTreeSet<String>,
+    /// What was acknowledged when this much was written: messages, and files.
+    soft: Vec<(Lsn, String)>,
+    soft_files: Vec<(Lsn, (usize, usize, String))>,
 }
 
 impl Host for Net {
@@ -235,25 +293,28 @@ fn limits(random: &mut Random) -> Limits {
         line_bytes_max: 300,
         password_queue_max: 3,
         uploads_max: 2,
+        segment_bytes: LAYOUT_SMALL.segment_bytes,
+        checkpoint_bytes: 1000 + random.below(30_000) as u64,
         ..Limits::default()
     }
 }
 
-fn start(limits: Limits, state: State, log: Log) -> Engine {
-    Engine::new(limits, Registration { is_open: false, per_minute_max: 0 }, state, log)
+fn start(limits: Limits, state: State, log: Log, holdings: Holdings) -> Engine {
+    Engine::new(limits, Registration { is_open: false, per_minute_max: 0 }, state, log, holdings)
 }
 
 impl World {
     fn new(seed: u64) -> Self {
         let mut random = Random(seed);
-        let mut state = State::default();
-        let mut log = Log::new(7, JOURNAL_START);
+        let mut state = State::new(LAYOUT_SMALL.segment_bytes);
+        let mut log = Log::new(LAYOUT_SMALL, LAYOUT_SMALL.first());
         let mut workers = MemoryWorkers::default();
+        workers.disk = MemoryDisk::new(LAYOUT_SMALL);
         let hash = common::hash("surabaya");
         for name in USERS {
             let change = Change::UserAdded { user: state.next_user(), name, password_hash: &hash };
-            let lsn = log.append(&change, Need::More).unwrap();
-            state.apply(&change, lsn);
+            let place = log.append(&change, Need::More).unwrap();
+            state.apply(&change, place);
         }
         let owner = state.user_named(USERS[0]).unwrap();
         let group = state.next_group();
@@ -262,15 +323,19 @@ impl World {
             changes.push(Change::MemberJoined { group, user: state.user_named(name).unwrap() });
         }
         for change in &changes {
-            let lsn = log.append(change, Need::More).unwrap();
-            state.apply(change, lsn);
+            let place = log.append(change, Need::More).unwrap();
+            state.apply(change, place);
         }
-        workers.is_room_tight = random.one_in(3);
+        workers.is_interval = random.one_in(4);
         let batch = log.take_batch().unwrap();
-        workers.durable.extend_from_slice(&batch.bytes);
+        workers.disk.write(batch.start, &batch.bytes);
+        workers.disk.sync();
         let end = batch.end();
         log.settle(batch, end);
-        let engine = start(limits(&mut random), state, log);
+        log.set_room(workers.disk.done(false).room, false);
+        log.set_tail_bytes(random.below(5000));
+        let holdings = Holdings { segments: workers.disk.segments.keys().copied().collect(), checkpoint: None };
+        let engine = start(limits(&mut random), state, log, holdings);
         Self {
             random,
             engine: Some(engine),
@@ -282,6 +347,8 @@ impl World {
             sent: 0,
             model: Model::default(),
             seen: Seen::default(),
+            backup: None,
+            is_calm: false,
         }
     }
 
@@ -298,16 +365,27 @@ impl World {
                 55..=69 => self.open_window(),
                 70..=84 => self.work(),
                 85..=97 => self.turn(),
-                98 if self.random.one_in(4) => self.crash(),
-                98 if self.random.one_in(3) => self.disk(),
+                98 if self.random.one_in(4) => self.crash(true),
+                98 if self.random.one_in(3) => self.workers.is_disk_full = !self.workers.is_disk_full,
+                98 if self.random.one_in(3) => self.backup(),
+                98 if self.random.one_in(2) => self.sync(),
                 98 => self.now += self.random.next() % 10_000_000,
                 _ => self.break_off(),
             }
             self.read_replies();
         }
         self.settle_down();
+        if self.backup.is_some() {
+            self.backup();
+        }
+        self.is_calm = true;
+        self.settle_down();
+        self.crash(true);
         self.drain_mailboxes();
         self.judge();
+        self.seen.compactions += self.workers.disk.compactions;
+        self.seen.relocated += self.workers.disk.relocated;
+        self.seen.recycled += self.workers.disk.recycled;
         self.seen
     }
 
@@ -316,17 +394,8 @@ impl World {
             return;
         }
         let id = self.engine().open(Peer::Address(IpAddr::V4(Ipv4Addr::LOCALHOST)));
-        let line = Line {
-            id,
-            to_server: VecDeque::new(),
-            arrived: 0,
-            is_ended: false,
-            from_server: Vec::new(),
-            room: self.random.below(200),
-            asked: VecDeque::new(),
-            is_closed: false,
-        };
-        self.net.lines.insert(id, line);
+        let room = self.random.below(200);
+        self.net.lines.insert(id, Line::new(id, room));
     }
 
     fn any_line(&mut self) -> Option<ConnectionId> {
@@ -431,6 +500,15 @@ impl World {
     }
 
     fn do_job(&mut self, job: Job) {
+        if let Job::Journal(batch) = &job
+            && !self.is_calm
+            && self.random.one_in(300)
+        {
+            // A sync that fails ends the server. What it wrote of the batch is there, or not.
+            self.workers.disk.write(batch.start, &batch.bytes);
+            self.seen.failed_syncs += 1;
+            return self.crash(false);
+        }
         let engine = self.engine.as_mut().unwrap();
         let Ok(()) = kurir::local::Workers::run(&mut self.workers, job, |completion| engine.complete(completion));
     }
@@ -441,10 +519,49 @@ impl World {
         self.pending.append(&mut self.net.submitted);
     }
 
-    fn disk(&mut self) {
-        self.workers.is_disk_full = !self.workers.is_disk_full;
-        let room = self.workers.room();
-        self.engine().complete(room);
+    /// What was written is synced, where that is not done at once.
+    fn sync(&mut self) {
+        if self.workers.disk.synced < self.workers.disk.written {
+            let synced = self.workers.sync();
+            self.engine().complete(synced);
+        }
+    }
+
+    /// A backup is begun, or the one that was begun before is ended.
+    fn backup(&mut self) {
+        match self.backup.take() {
+            None => {
+                let connection = self.engine().open(Peer::Admin);
+                let mut line = Line::new(connection, 10_000);
+                line.to_server.extend(b"BACKUP\n");
+                line.arrived = line.to_server.len();
+                line.asked.push_back(Asked::Backup);
+                self.net.lines.insert(connection, line);
+                self.backup = Some(Backup { connection, point: None });
+                self.turn();
+            }
+            Some(Backup { connection, point }) => {
+                // A backup whose connection broke off is none.
+                let is_held = self.net.lines.get(&connection).is_some_and(|line| !line.is_ended);
+                if let Some((point, expected)) = point.filter(|_| is_held) {
+                    let mut copy = self.workers.disk.some(&point.segments, point.checkpoint);
+                    copy.cut(point.end);
+                    assert_eq!(reopen(&copy).1, expected, "a backup is not what there was");
+                    self.seen.backups += 1;
+                }
+                self.lose(connection);
+                self.engine().ready(connection, true, true);
+            }
+        }
+    }
+
+    /// The server has said what a backup is of.
+    fn backup_begun(&mut self, reply: &Value) {
+        let point = Point::from_json(&reply["data"]).unwrap();
+        let mut now = self.workers.disk.some(&point.segments, point.checkpoint);
+        now.cut(point.end);
+        let expected = reopen(&now).1;
+        self.backup = self.backup.take().map(|backup| Backup { point: Some((point, expected)), ..backup });
     }
 
     /// A client goes without a word; replies that it has not read are lost to it.
@@ -466,31 +583,48 @@ impl World {
         }
     }
 
-    /// Power goes: what is not durable is lost, and the server starts again from what is.
-    fn crash(&mut self) {
+    /// Power goes: what is not durable is lost, and the server starts again from what is. `is_quiet` says that it was not
+    /// in the middle of a write.
+    fn crash(&mut self, is_quiet: bool) {
+        // Whatever has reached the clients has reached them.
+        self.read_replies();
         self.seen.crashes += 1;
+        self.backup = None;
         let ids: Vec<ConnectionId> = self.net.lines.keys().copied().collect();
         for id in ids {
             self.lose(id);
         }
-        // A batch that was being written is there whole, in part, or not at all.
-        let torn = self.pending.iter().find_map(|job| match job {
-            Job::Journal(batch) => Some(batch.bytes.clone()),
+        let engine = self.engine.take().unwrap();
+        let is_quiet = is_quiet && !engine.has_work() && self.pending.is_empty() && self.net.submitted.is_empty();
+        // Batches that were on their way are there whole, in part, or not at all.
+        let on_their_way = self.pending.drain(..).filter_map(|job| match job {
+            Job::Journal(batch) => Some(batch),
             _ => None,
         });
-        self.pending.clear();
-        let mut journal = self.workers.durable.clone();
-        if let Some(torn) = torn {
-            let kept = self.random.below(torn.len() + 1);
-            journal.extend_from_slice(&torn[..kept]);
+        for batch in on_their_way.take(self.random.below(3)).collect::<Vec<_>>() {
+            self.workers.disk.write(batch.start, &batch.bytes);
         }
-        let (state, log, kept) = reopen(&journal);
-        self.workers.durable = journal[..kept].to_vec();
+        self.net.submitted.clear();
+        if self.workers.is_interval {
+            self.forget_since(self.workers.disk.synced);
+            self.tokens = [const { None }; USERS.len()];
+        }
+        let mut stays = Random(self.random.next());
+        self.workers.disk.lose(|| stays.one_in(2));
+        let (disk, state, mut log, holdings) = reopen(&self.workers.disk);
+        if is_quiet && !self.workers.is_interval {
+            assert_eq!(state, *engine.state(), "what is recovered is not what there was");
+            self.seen.compared += 1;
+        }
+        self.seen.compactions += self.workers.disk.compactions;
+        self.seen.relocated += self.workers.disk.relocated;
+        self.seen.recycled += self.workers.disk.recycled;
+        self.workers.disk = disk;
         // That a message was delivered may not have been written down; then it comes again.
         for (index, name) in USERS.iter().enumerate() {
             let user = state.user(state.user_named(name).unwrap()).unwrap();
             for entry in user.mailbox.entries() {
-                let key = (index, entry.message.text().to_owned());
+                let key = (index, self.workers.disk.text(entry.place()));
                 if let Some(id) = self.model.delivered.remove(&key) {
                     self.model.undone.insert(key, id);
                 }
@@ -500,8 +634,22 @@ impl World {
         self.workers.files.retain(|file, _| state.file(*file).is_some());
         self.workers.forget_transfers();
         self.workers.is_disk_full = false;
+        log.set_tail_bytes(self.random.below(5000));
         let limits = limits(&mut self.random);
-        self.engine = Some(start(limits, state, log));
+        self.engine = Some(start(limits, state, log, holdings));
+    }
+
+    /// What was acknowledged after this was written may be gone.
+    fn forget_since(&mut self, synced: Lsn) {
+        for (_, text) in self.model.soft.extract_if(.., |(written, _)| *written > synced) {
+            self.model.acknowledged.remove(&text);
+            for texts in self.model.order.values_mut() {
+                texts.retain(|known| *known != text);
+            }
+        }
+        for (_, file) in self.model.soft_files.extract_if(.., |(written, _)| *written > synced) {
+            self.model.files.remove(&file);
+        }
     }
 
     /// Whole replies are taken from every line.
@@ -534,6 +682,7 @@ impl World {
                 for receiver in &to {
                     self.model.order.entry((id, *receiver)).or_default().push(text.clone());
                 }
+                self.model.soft.push((self.workers.disk.written, text.clone()));
                 self.model.acknowledged.insert(text, to);
             }
             Asked::Message { text, .. } => {
@@ -542,6 +691,7 @@ impl World {
             Asked::Inbox(user) if is_ok => self.received(user, reply),
             Asked::File { from, to, name } if is_ok => {
                 self.seen.files += 1;
+                self.model.soft_files.push((self.workers.disk.written, (from, to, name.clone())));
                 self.model.files.insert((from, to, name));
             }
             Asked::Download { user, party, name } if is_ok => {
@@ -550,6 +700,7 @@ impl World {
                 let was_sent = |from, to| self.model.contents.contains(&(from, to, name.clone(), data.clone()));
                 assert!(was_sent(user, party) || was_sent(party, user), "a file came back that nobody sent so");
             }
+            Asked::Backup => self.backup_begun(reply),
             Asked::Login(_) | Asked::Inbox(_) | Asked::File { .. } | Asked::Download { .. } | Asked::Other => {}
         }
     }
@@ -581,9 +732,7 @@ impl World {
 
     /// Everything that is under way comes to its end.
     fn settle_down(&mut self) {
-        if self.workers.is_disk_full {
-            self.disk();
-        }
+        self.workers.is_disk_full = false;
         for line in self.net.lines.values_mut() {
             line.room = usize::MAX;
             line.arrived = line.to_server.len();
@@ -592,11 +741,16 @@ impl World {
         for id in ids {
             self.engine().ready(id, true, true);
         }
-        while self.engine().has_work() || !self.pending.is_empty() {
+        let mut rounds = 0;
+        while self.engine().has_work() || !self.pending.is_empty() || self.engine().next_deadline().is_some() {
+            rounds += 1;
+            assert!(rounds < 10_000, "it never comes to rest: {:?}", self.engine());
+            self.now = self.now.max(self.engine().next_deadline().unwrap_or(0));
             self.turn();
             while !self.pending.is_empty() {
                 self.work();
             }
+            self.sync();
         }
         self.read_replies();
         for line in self.net.lines.values() {
@@ -655,17 +809,16 @@ impl World {
     }
 }
 
-/// Recovers from a journal with these records, as the server does at its start. Also says how many bytes were good.
-fn reopen(records: &[u8]) -> (State, Log, usize) {
-    let directory = tempfile::tempdir().unwrap();
-    let mut header = b"kurirjnl".to_vec();
-    header.extend_from_slice(&1u32.to_le_bytes());
-    header.extend_from_slice(&7u32.to_le_bytes());
-    header.extend_from_slice(&crc32c::crc32c(&header).to_le_bytes());
-    assert_eq!(header.len() as u64, JOURNAL_START.0);
-    std::fs::write(directory.path().join("0000000001.log"), [&header, records].concat()).unwrap();
-    let mut state = State::default();
-    let (journal, recovered) = Journal::open(directory.path(), |change, lsn| state.apply(change, lsn)).unwrap();
-    state.take_freed_files();
-    (state, Log::new(7, journal.log().end()), records.len() - usize::try_from(recovered.torn_bytes).unwrap())
+/// Recovers from what is on a disk, as the server does at its start, and gives back what is on the disk then.
+fn reopen(disk: &MemoryDisk) -> (MemoryDisk, State, Log, Holdings) {
+    let root = tempfile::tempdir().unwrap();
+    disk.save(root.path());
+    let directory = DataDirectory::open(root.path()).unwrap();
+    let recovered = recovery::recover(&directory, Access::Buffered, LAYOUT_SMALL.segment_bytes).unwrap();
+    let mut state = recovered.state;
+    state.take_emptied_segments();
+    let disk = MemoryDisk::load(LAYOUT_SMALL, root.path(), recovered.end, recovered.checkpoint);
+    let mut log = Log::new(LAYOUT_SMALL, recovered.end);
+    log.set_room(disk.done(false).room, false);
+    (disk, state, log, Holdings { segments: recovered.segments, checkpoint: recovered.checkpoint })
 }

@@ -173,7 +173,7 @@ impl Conversation {
             self.local.set_now(self.now);
         } else if let Some(disk) = line.strip_prefix("disk ") {
             self.local.workers.is_disk_full = disk == "full";
-            let room = self.local.workers.room();
+            let room = self.local.workers.set_disk();
             self.local.engine.complete(room);
         } else if line == "passwords hold" {
             self.local.workers.held_passwords = Some(Vec::new());

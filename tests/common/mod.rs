@@ -5,30 +5,39 @@
 
 pub(crate) mod process;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::convert::Infallible;
+use std::fs;
+use std::path::Path;
 
-use kurir::change::FileId;
-use kurir::change::Lsn;
+use kurir::aligned::BLOCK_BYTES;
+use kurir::change::{FileId, Lsn, Place};
+use kurir::checkpoint::{self, Checkpoint};
+use kurir::compaction::{Compacted, CompactionJob, Compactor};
+use kurir::connection::ConnectionId;
+use kurir::data;
 use kurir::engine::{Completion, Engine, Job, Registration};
 use kurir::files::{FileDone, FileJob, TransferId};
-use kurir::journal::{Batch, Log, RESERVE_BYTES, WAIT_BYTES};
+use kurir::inbox::{TextsDone, TextsJob};
 use kurir::limits::Limits;
 use kurir::local::Workers;
+use kurir::log::{Batch, Log};
 use kurir::password::{PasswordDone, PasswordJob};
+use kurir::segment::Layout;
+use kurir::space::{SpaceDone, SpaceJob};
 use kurir::state::State;
+use kurir::texts;
+use kurir::upkeep::Holdings;
 
-/// Stands at the start of the journal in memory.
-pub(crate) const JOURNAL_START: Lsn = Lsn(20);
-const SALT: u32 = 7;
-const PLENTY: u64 = 1 << 40;
-const TIGHT_BYTES: u64 = 600;
+/// As large as a server's.
+const LAYOUT: Layout = Layout { salt: 7, segment_bytes: 16 * 1024 * 1024 };
+/// Small, so that a simulation has many of them.
+pub(crate) const LAYOUT_SMALL: Layout = Layout { salt: 7, segment_bytes: BLOCK_BYTES as u64 };
 
 /// Does every job at once, in memory.
 #[derive(Default)]
 pub(crate) struct MemoryWorkers {
-    /// Batches that are durable.
-    pub(crate) durable: Vec<u8>,
+    pub(crate) disk: MemoryDisk,
     pub(crate) files: HashMap<FileId, Vec<u8>>,
     /// None for one that has failed, as in the real store.
     uploads: HashMap<TransferId, Option<Vec<u8>>>,
@@ -36,15 +45,215 @@ pub(crate) struct MemoryWorkers {
     downloads: HashMap<TransferId, Vec<u8>>,
     /// Nothing more fits on the disk.
     pub(crate) is_disk_full: bool,
-    /// Room is made in small steps, so that requests must wait for it.
-    pub(crate) is_room_tight: bool,
+    /// What is written stays unsynced until [`Self::sync`].
+    pub(crate) is_interval: bool,
     /// Password jobs wait here while this is set.
     pub(crate) held_passwords: Option<Vec<PasswordJob>>,
 }
 
+/// A journal's files in memory.
+pub(crate) struct MemoryDisk {
+    layout: Layout,
+    /// What every space job is answered.
+    pub(crate) fixed: Option<SpaceDone>,
+    /// Their contents without the headers.
+    pub(crate) segments: BTreeMap<u64, Vec<u8>>,
+    pool: BTreeSet<u64>,
+    checkpoints: BTreeMap<u64, Vec<u8>>,
+    /// All before this is written.
+    pub(crate) written: Lsn,
+    /// All before this stays when power goes.
+    pub(crate) synced: Lsn,
+    /// What was there before it was written over, by where it stands, as long as that is not synced.
+    before: BTreeMap<u64, Vec<u8>>,
+    pub(crate) compactions: usize,
+    pub(crate) recycled: usize,
+    pub(crate) relocated: usize,
+}
+
+/// What power leaves of what was not synced is decided by sectors of this size.
+const SECTOR_BYTES: u64 = 512;
+
+impl Default for MemoryDisk {
+    fn default() -> Self {
+        Self::new(LAYOUT)
+    }
+}
+
+impl MemoryDisk {
+    /// An empty one.
+    pub(crate) fn new(layout: Layout) -> Self {
+        Self {
+            layout,
+            fixed: None,
+            segments: BTreeMap::new(),
+            pool: BTreeSet::new(),
+            checkpoints: BTreeMap::new(),
+            written: layout.first(),
+            synced: layout.first(),
+            before: BTreeMap::new(),
+            compactions: 0,
+            recycled: 0,
+            relocated: 0,
+        }
+    }
+
+    fn empty_segment(&self) -> Vec<u8> {
+        vec![0; usize::try_from(self.layout.segment_bytes).unwrap()]
+    }
+
+    /// Writes at a position. Segments are made where there are none.
+    pub(crate) fn write(&mut self, start: Lsn, bytes: &[u8]) {
+        let (mut at, empty) = (start, self.empty_segment());
+        for byte in bytes {
+            let sector = at.0 - at.0 % SECTOR_BYTES;
+            let segment = self.segments.entry(self.layout.segment(at)).or_insert_with(|| empty.clone());
+            let place = usize::try_from(at.0 % self.layout.segment_bytes).unwrap();
+            let first = usize::try_from(sector % self.layout.segment_bytes).unwrap();
+            self.before
+                .entry(sector)
+                .or_insert_with(|| segment[first..first + usize::try_from(SECTOR_BYTES).unwrap()].to_vec());
+            segment[place] = *byte;
+            at.0 += 1;
+        }
+        self.written = at;
+    }
+
+    /// Zeros from a position on, and nothing in the segments behind it.
+    pub(crate) fn cut(&mut self, end: Lsn) {
+        self.segments.retain(|number, _| self.layout.start(*number) <= end);
+        if let Some(last) = self.segments.get_mut(&self.layout.segment(end)) {
+            last[usize::try_from(end.0 % self.layout.segment_bytes).unwrap()..].fill(0);
+        }
+    }
+
+    /// Those segments, and that checkpoint, as they are now.
+    pub(crate) fn some(&self, segments: &[u64], checkpoint: Option<u64>) -> Self {
+        let mut some = Self::new(self.layout);
+        some.segments = segments.iter().map(|number| (*number, self.segments[number].clone())).collect();
+        some.checkpoints = checkpoint.into_iter().map(|number| (number, self.checkpoints[&number].clone())).collect();
+        some
+    }
+
+    /// What was written stays.
+    pub(crate) fn sync(&mut self) {
+        self.synced = self.written;
+        self.before.clear();
+    }
+
+    /// Power goes: of what was not synced, those sectors stay that `stays` picks.
+    pub(crate) fn lose(&mut self, mut stays: impl FnMut() -> bool) {
+        for (sector, before) in std::mem::take(&mut self.before) {
+            if stays() {
+                continue;
+            }
+            let Some(segment) = self.segments.get_mut(&(sector / self.layout.segment_bytes)) else { continue };
+            let first = usize::try_from(sector % self.layout.segment_bytes).unwrap();
+            // What was synced of a sector is in it before and after.
+            segment[first..first + before.len()].copy_from_slice(&before);
+        }
+    }
+
+    fn read(&self, job: &TextsJob) -> std::io::Result<Vec<u8>> {
+        let mut out = Vec::new();
+        for place in &job.places {
+            for at in place.lsn.0..place.end().0 {
+                let segment = self.segments.get(&self.layout.segment(Lsn(at))).ok_or(std::io::ErrorKind::NotFound)?;
+                out.push(segment[usize::try_from(at % self.layout.segment_bytes).unwrap()]);
+            }
+        }
+        Ok(out)
+    }
+
+    /// The text of the message at a place.
+    pub(crate) fn text(&self, place: Place) -> String {
+        let job = TextsJob { connection: ConnectionId::default(), places: vec![place] };
+        let record = self.read(&job).expect("the segment of a message that waits is there");
+        texts::message(&record, self.layout.salt, place).expect("a message that waits can be read").text.to_owned()
+    }
+
+    fn space(&mut self, job: &SpaceJob, is_disk_full: bool) -> SpaceDone {
+        if let Some(fixed) = self.fixed {
+            return fixed;
+        }
+        for outdated in &job.outdated {
+            self.checkpoints.remove(outdated).expect("a checkpoint that goes was there");
+        }
+        self.pool.extend(&job.freed);
+        while self.segments.len() as u64 > job.segments_max {
+            let Some(segment) = self.pool.pop_first() else { break };
+            self.segments.remove(&segment).expect("a segment that goes was there");
+        }
+        let next = self.segments.last_key_value().map_or(1, |(last, _)| last + 1);
+        let is_full = job.is_more_wanted && is_disk_full && self.pool.is_empty();
+        if job.is_more_wanted && !is_full {
+            let mut bytes = self.empty_segment();
+            if let Some(used) = self.pool.pop_first() {
+                self.recycled += 1;
+                bytes = self.segments.remove(&used).expect("a segment that is used again was there");
+                bytes[..100].fill(0);
+            }
+            self.segments.insert(next, bytes);
+        }
+        self.done(is_full)
+    }
+
+    /// What there is.
+    pub(crate) fn done(&self, is_full: bool) -> SpaceDone {
+        let last = self.segments.last_key_value().map_or(0, |(last, _)| *last);
+        let (segments, spare) = (self.segments.len() as u64, self.pool.len() as u64);
+        SpaceDone { room: self.layout.start(last + 1), is_full, segments, spare }
+    }
+
+    fn compact(&mut self, job: &CompactionJob, is_disk_full: bool) -> Compacted {
+        if is_disk_full {
+            return Compacted { checkpoint: None, relocations: Vec::new() };
+        }
+        self.compactions += 1;
+        let root = tempfile::tempdir().unwrap();
+        self.save(root.path());
+        let (journal, checkpoints) = (data::journal(root.path()), data::checkpoints(root.path()));
+        let compactor = Compactor { journal, checkpoints: checkpoints.clone(), layout: self.layout };
+        let compacted = compactor.run(job).expect("what was synced can be read");
+        self.relocated += compacted.relocations.len();
+        let number = compacted.checkpoint.expect("there is room").number;
+        self.checkpoints.insert(number, fs::read(checkpoint::path(&checkpoints, number)).unwrap());
+        compacted
+    }
+
+    /// Puts everything into files.
+    pub(crate) fn save(&self, root: &Path) {
+        let (journal, checkpoints) = (data::journal(root), data::checkpoints(root));
+        fs::create_dir_all(&journal).unwrap();
+        fs::create_dir_all(&checkpoints).unwrap();
+        for (number, bytes) in &self.segments {
+            fs::write(Layout::path(&journal, *number), [&self.layout.header(*number), &bytes[..]].concat()).unwrap();
+        }
+        for (number, bytes) in &self.checkpoints {
+            fs::write(checkpoint::path(&checkpoints, *number), bytes).unwrap();
+        }
+    }
+
+    /// Takes everything from files.
+    pub(crate) fn load(layout: Layout, root: &Path, end: Lsn, checkpoint: Option<Checkpoint>) -> Self {
+        let segments = kurir::segment::list(&data::journal(root)).unwrap();
+        let content = |number| fs::read(Layout::path(&data::journal(root), number)).unwrap().split_off(BLOCK_BYTES);
+        let checkpoints = checkpoint
+            .map(|known| (known.number, fs::read(checkpoint::path(&data::checkpoints(root), known.number)).unwrap()));
+        Self {
+            segments: segments.into_iter().map(|number| (number, content(number))).collect(),
+            checkpoints: checkpoints.into_iter().collect(),
+            written: end,
+            synced: end,
+            ..Self::new(layout)
+        }
+    }
+}
+
 /// A fresh engine with room for everything.
 pub(crate) fn engine(limits: Limits, registration: Registration) -> Engine {
-    Engine::new(limits, registration, State::default(), Log::new(SALT, JOURNAL_START))
+    let log = Log::new(LAYOUT, LAYOUT.first());
+    Engine::new(limits, registration, State::new(LAYOUT.segment_bytes), log, Holdings::default())
 }
 
 /// What a password is kept as.
@@ -59,21 +268,28 @@ pub(crate) fn check(job: &PasswordJob) -> PasswordDone {
 }
 
 impl MemoryWorkers {
-    /// What room the disk has for the journal.
-    pub(crate) fn room(&self) -> Completion {
-        let end = JOURNAL_START.0 + self.durable.len() as u64;
-        let (ahead, is_full) = match (self.is_disk_full, self.is_room_tight) {
-            (true, _) => (RESERVE_BYTES, true),
-            (false, true) => (WAIT_BYTES + TIGHT_BYTES, false),
-            (false, false) => (PLENTY, false),
-        };
-        Completion::Room { room: Lsn(end + ahead), is_full, synced: Lsn(end) }
+    /// What a disk says that is full, or that has no end of room.
+    pub(crate) fn set_disk(&mut self) -> Completion {
+        let reserve = Log::new(LAYOUT, LAYOUT.first()).reserve_bytes();
+        let is_full = self.is_disk_full;
+        let room = if is_full { Lsn(self.disk.written.0 + reserve) } else { Lsn(u64::MAX) };
+        let done = SpaceDone { room, is_full, segments: 1, spare: 0 };
+        self.disk.fixed = Some(done);
+        Completion::Space(done)
+    }
+
+    /// Syncs what was written.
+    pub(crate) fn sync(&mut self) -> Completion {
+        self.disk.sync();
+        Completion::Synced(self.disk.synced)
     }
 
     fn write(&mut self, batch: Batch) -> Completion {
-        self.durable.extend_from_slice(&batch.bytes);
-        let synced = batch.end();
-        Completion::Settled { batch, synced }
+        self.disk.write(batch.start, &batch.bytes);
+        if !self.is_interval {
+            self.disk.sync();
+        }
+        Completion::Settled { batch, synced: self.disk.synced }
     }
 
     pub(crate) fn file(&mut self, job: FileJob) -> Option<FileDone> {
@@ -136,10 +352,13 @@ impl Workers for MemoryWorkers {
 
     fn run(&mut self, job: Job, mut report: impl FnMut(Completion)) -> Result<(), Infallible> {
         match job {
-            Job::Journal(batch) => {
-                report(self.write(batch));
-                report(self.room());
+            Job::Journal(batch) => report(self.write(batch)),
+            Job::Texts(job) => {
+                let records = self.disk.read(&job);
+                report(Completion::Texts(TextsDone { connection: job.connection, records }));
             }
+            Job::Space(job) => report(Completion::Space(self.disk.space(&job, self.is_disk_full))),
+            Job::Compact(job) => report(Completion::Compacted(self.disk.compact(&job, self.is_disk_full))),
             Job::Password(job) => match &mut self.held_passwords {
                 Some(held) => held.push(job),
                 None => report(Completion::Password(check(&job))),

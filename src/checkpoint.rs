@@ -1,0 +1,299 @@
+//! Checkpoints: the state at one position of the journal, in one file, so that a start need not read what came before.
+//!
+//! A file opens with 44 bytes: `kurirchk`, the version (4 bytes), the journal's salt (4) and segment size (8), the
+//! checkpoint's number (8), the position up to which it holds the journal (8), and the CRC-32C of these (4). Records
+//! follow, framed as in the journal; their positions count from the start of the file, and their bodies are encoded
+//! [`Item`]s, of which the last is [`Item::End`].
+
+use std::collections::BTreeSet;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::ops::Range;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use crate::change::Lsn;
+use crate::data::{self, DataError};
+use crate::field::{Fields, Put};
+use crate::record::{self, Records};
+use crate::segment::{Layout, VERSION, remove};
+use crate::snapshot::Item;
+
+const MAGIC: &[u8; 8] = b"kurirchk";
+const HEADER_BYTES: usize = 8 + 4 + 4 + 8 + 8 + 8 + 4;
+const WRITE_BYTES: usize = 256 * 1024;
+
+/// A checkpoint on the disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Checkpoint {
+    /// Its number, which grows from one to the next.
+    pub number: u64,
+    /// It holds what the journal says before this.
+    pub lsn: Lsn,
+    /// Its size.
+    pub bytes: u64,
+}
+
+/// The path of a checkpoint.
+#[must_use]
+pub fn path(directory: &Path, number: u64) -> PathBuf {
+    directory.join(format!("{number:010}"))
+}
+
+/// The numbers of the checkpoints in `directory`, by their names.
+///
+/// # Errors
+/// What the disk said.
+pub fn list(directory: &Path) -> io::Result<BTreeSet<u64>> {
+    let mut numbers = BTreeSet::new();
+    for entry in fs::read_dir(directory)? {
+        let name = entry?.file_name();
+        numbers.extend(name.to_str().and_then(|name| name.parse::<u64>().ok()));
+    }
+    Ok(numbers)
+}
+
+/// Writes a checkpoint of the items that `fill` gives. It is there whole, and durable, or not at all.
+///
+/// # Errors
+/// What the disk said.
+pub fn write(
+    directory: &Path,
+    layout: Layout,
+    number: u64,
+    lsn: Lsn,
+    fill: impl FnOnce(&mut Writer) -> io::Result<()>,
+) -> io::Result<Checkpoint> {
+    let fresh = path(directory, number).with_extension("tmp");
+    let written = Writer::begin(&fresh, layout, number, lsn).and_then(|mut writer| {
+        fill(&mut writer)?;
+        let bytes = writer.finish()?;
+        fs::rename(&fresh, path(directory, number))?;
+        data::sync(directory)?;
+        Ok(Checkpoint { number, lsn, bytes })
+    });
+    if written.is_err() {
+        remove(&fresh)?;
+    }
+    written
+}
+
+/// A checkpoint that is being written.
+#[derive(Debug)]
+pub struct Writer {
+    file: File,
+    salt: u32,
+    buffer: Vec<u8>,
+    /// Where `buffer` stands in the file.
+    start: u64,
+    items: u64,
+}
+
+impl Writer {
+    fn begin(path: &Path, layout: Layout, number: u64, lsn: Lsn) -> io::Result<Self> {
+        let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
+        let mut buffer = MAGIC.to_vec();
+        VERSION.put(&mut buffer);
+        layout.salt.put(&mut buffer);
+        layout.segment_bytes.put(&mut buffer);
+        number.put(&mut buffer);
+        lsn.put(&mut buffer);
+        let sum = crc32c::crc32c(&buffer);
+        sum.put(&mut buffer);
+        Ok(Self { file, salt: layout.salt, buffer, start: 0, items: 0 })
+    }
+
+    /// Appends an item.
+    ///
+    /// # Errors
+    /// What the disk said.
+    pub fn put(&mut self, item: &Item<'_>) -> io::Result<()> {
+        let at = Lsn(self.start + self.buffer.len() as u64);
+        record::append(&mut self.buffer, self.salt, at, |body| item.encode(body));
+        self.items += 1;
+        if self.buffer.len() >= WRITE_BYTES { self.flush() } else { Ok(()) }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.write_all(&self.buffer)?;
+        self.start += self.buffer.len() as u64;
+        self.buffer.clear();
+        Ok(())
+    }
+
+    fn finish(mut self) -> io::Result<u64> {
+        self.put(&Item::End { items: self.items })?;
+        self.flush()?;
+        self.file.sync_all()?;
+        Ok(self.start)
+    }
+}
+
+/// The layout of the journal that checkpoint `number` belongs to, and the position up to which it holds it.
+///
+/// # Errors
+/// [`DataError`]
+pub fn header(directory: &Path, number: u64) -> Result<(Layout, Lsn), DataError> {
+    let path = path(directory, number);
+    let mut header = Vec::new();
+    let read = File::open(&path).and_then(|file| file.take(HEADER_BYTES as u64).read_to_end(&mut header));
+    read.map_err(|error| DataError::Io(path.clone(), error))?;
+    let known = read_header(&header).filter(|(_, found, _)| *found == number);
+    known.map(|(layout, _, lsn)| (layout, lsn)).ok_or(DataError::Foreign(path))
+}
+
+/// Reads checkpoint `number` and shows its items.
+///
+/// # Errors
+/// [`DataError`]
+pub fn read(directory: &Path, number: u64, mut show: impl FnMut(&Item<'_>)) -> Result<(Layout, Checkpoint), DataError> {
+    let path = path(directory, number);
+    let failed = |error| DataError::Io(path.clone(), error);
+    let (layout, lsn) = header(directory, number)?;
+    let mut file = File::open(&path).map_err(failed)?;
+    file.seek(SeekFrom::Start(HEADER_BYTES as u64)).map_err(failed)?;
+    let mut records = Records::new(file, layout.salt, Lsn(HEADER_BYTES as u64));
+    let mut count = 0;
+    while let Some((place, body)) = records.read().map_err(failed)? {
+        match Item::decode(body) {
+            // Whatever might follow is not part of it.
+            Some(Item::End { items }) if items == count => {
+                return Ok((layout, Checkpoint { number, lsn, bytes: place.end().0 }));
+            }
+            Some(item) => show(&item),
+            None => return Err(DataError::Foreign(path)),
+        }
+        count += 1;
+    }
+    Err(DataError::Damaged(path, records.at().0))
+}
+
+/// What can be read of a damaged checkpoint.
+#[derive(Debug)]
+pub struct Salvage {
+    /// The journal's layout.
+    pub layout: Layout,
+    /// The position up to which it holds the journal.
+    pub lsn: Lsn,
+    /// The bytes that cannot be read.
+    pub damage: Vec<Range<u64>>,
+}
+
+/// Shows every item of checkpoint `number` that is whole.
+///
+/// # Errors
+/// [`DataError`], but not for damage behind the header.
+pub fn salvage(directory: &Path, number: u64, mut show: impl FnMut(&Item<'_>)) -> Result<Salvage, DataError> {
+    let path = path(directory, number);
+    let bytes = fs::read(&path).map_err(|error| DataError::Io(path.clone(), error))?;
+    let known = bytes.get(..HEADER_BYTES).and_then(read_header).filter(|(_, found, _)| *found == number);
+    let (layout, _, lsn) = known.ok_or(DataError::Foreign(path))?;
+    let mut damage = Vec::new();
+    let body_at = |at: usize| record::body_at(bytes.get(at..)?, layout.salt, Lsn(at as u64));
+    let (mut at, mut is_ended) = (HEADER_BYTES, false);
+    while at < bytes.len() {
+        let Some(body) = body_at(at) else {
+            let next = (at + 1..bytes.len()).find(|next| body_at(*next).is_some()).unwrap_or(bytes.len());
+            damage.push(at as u64..next as u64);
+            at = next;
+            continue;
+        };
+        match Item::decode(body) {
+            Some(Item::End { .. }) => is_ended = true,
+            Some(item) => show(&item),
+            None => damage.push(at as u64..(at + record::HEADER_BYTES + body.len()) as u64),
+        }
+        at += record::HEADER_BYTES + body.len();
+    }
+    if !is_ended && damage.is_empty() {
+        // Cut off between two records.
+        damage.push(at as u64..at as u64);
+    }
+    Ok(Salvage { layout, lsn, damage })
+}
+
+fn read_header(header: &[u8]) -> Option<(Layout, u64, Lsn)> {
+    let sum = crc32c::crc32c(header.get(..HEADER_BYTES - 4)?);
+    let mut fields = Fields(header);
+    let is_ours = fields.bytes(MAGIC.len())? == MAGIC && fields.take::<u32>()? == VERSION;
+    let (salt, segment_bytes, number, lsn) = (fields.take()?, fields.take()?, fields.take()?, fields.take()?);
+    let is_whole = fields.take::<u32>()? == sum;
+    (is_ours && is_whole && segment_bytes > 0).then_some((Layout { salt, segment_bytes }, number, lsn))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::change::UserId;
+
+    const LAYOUT: Layout = Layout { salt: 7, segment_bytes: 64 * 1024 };
+    const USERS: u32 = 5;
+
+    fn written(directory: &Path) -> Checkpoint {
+        write(directory, LAYOUT, 3, Lsn(99), |writer| {
+            (0..USERS).try_for_each(|user| {
+                let name = format!("user{user}");
+                writer.put(&Item::User {
+                    user: UserId(user),
+                    name: &name,
+                    password_hash: "",
+                    last_id: 0,
+                    changed: Lsn(0),
+                })
+            })
+        })
+        .unwrap()
+    }
+
+    fn users(directory: &Path) -> Result<Vec<u32>, DataError> {
+        let mut found = Vec::new();
+        read(directory, 3, |item| {
+            if let Item::User { user, .. } = item {
+                found.push(user.0);
+            }
+        })?;
+        Ok(found)
+    }
+
+    #[test]
+    fn what_was_written_is_read_and_any_flipped_bit_or_cut_is_found() {
+        let directory = tempfile::tempdir().unwrap();
+        let checkpoint = written(directory.path());
+        assert_eq!(list(directory.path()).unwrap(), BTreeSet::from([3]));
+        assert_eq!(users(directory.path()).unwrap(), [0, 1, 2, 3, 4]);
+        let path = path(directory.path(), 3);
+        let whole = fs::read(&path).unwrap();
+        assert_eq!(whole.len() as u64, checkpoint.bytes);
+        for at in 0..whole.len() {
+            let mut flipped = whole.clone();
+            flipped[at] ^= 1 << (at % 8);
+            fs::write(&path, &flipped).unwrap();
+            assert!(users(directory.path()).is_err(), "byte {at}");
+            fs::write(&path, &whole[..at]).unwrap();
+            assert!(users(directory.path()).is_err(), "cut at {at}");
+            if at >= HEADER_BYTES {
+                assert!(!salvage(directory.path(), 3, |_| {}).unwrap().damage.is_empty());
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_whole_of_a_damaged_one_is_found() {
+        let directory = tempfile::tempdir().unwrap();
+        written(directory.path());
+        let path = path(directory.path(), 3);
+        let mut bytes = fs::read(&path).unwrap();
+        let third = memchr::memmem::find(&bytes, b"user2").unwrap();
+        bytes[third] ^= 1;
+        fs::write(&path, &bytes).unwrap();
+        let mut found = Vec::new();
+        let salvage = salvage(directory.path(), 3, |item| {
+            if let Item::User { user, .. } = item {
+                found.push(user.0);
+            }
+        });
+        assert_eq!(found, [0, 1, 3, 4]);
+        let salvage = salvage.unwrap();
+        assert_eq!((salvage.layout, salvage.lsn, salvage.damage.len()), (LAYOUT, Lsn(99), 1));
+    }
+}

@@ -1,0 +1,160 @@
+//! Compaction: a new checkpoint from the last one and the journal behind it, and what is still needed of segments that
+//! hold little else, to be written again at the journal's end.
+//!
+//! It runs on a thread of its own, and is a replay into a state of its own: nothing is shared with the loop, which goes on
+//! meanwhile. A crash at any point of it leaves the last checkpoint and all that is needed with it.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use crate::change::{Lsn, Place, UserId};
+use crate::checkpoint::{self, Checkpoint};
+use crate::data::DataError;
+use crate::recovery;
+use crate::segment::{self, Layout};
+use crate::state::State;
+use crate::texts::{self, Texts};
+
+/// Segments that there may be beside twice what is needed: one that is written, those made ready behind it, and one over.
+const SEGMENTS_OVER: u64 = 4;
+/// Of so many segments' worth of messages are written again after one compaction, so that it takes little memory.
+const RELOCATED_SEGMENTS_MAX: u64 = 2;
+
+/// How many segments there may be when so many bytes of messages wait.
+#[must_use]
+pub fn segments_max(live: u64, segment_bytes: u64) -> u64 {
+    live.saturating_mul(2) / segment_bytes + SEGMENTS_OVER
+}
+
+/// What the loop wants compacted.
+#[derive(Debug)]
+pub struct CompactionJob {
+    /// The journal up to here, which is on the disk.
+    pub upto: Lsn,
+    /// The last checkpoint.
+    pub last: Option<Checkpoint>,
+    /// The segments that are in use.
+    pub segments: Vec<u64>,
+    /// How many there are with those that are not.
+    pub count: u64,
+}
+
+/// What came of it.
+#[derive(Debug)]
+pub struct Compacted {
+    /// The new checkpoint; none when the disk has no room for it.
+    pub checkpoint: Option<Checkpoint>,
+    /// What should be written again.
+    pub relocations: Vec<Relocation>,
+}
+
+/// A message that should be written again, so that the segment that it stands in can go.
+#[derive(Debug)]
+pub struct Relocation {
+    /// Where it stands.
+    pub place: Place,
+    /// Where it stood when it was sent.
+    pub sent: Lsn,
+    /// In whose mailboxes it waits.
+    pub holders: Vec<UserId>,
+    /// Its record.
+    pub record: Vec<u8>,
+}
+
+/// Does it.
+#[derive(Debug)]
+pub struct Compactor {
+    /// Where the segments are.
+    pub journal: PathBuf,
+    /// Where the checkpoints are.
+    pub checkpoints: PathBuf,
+    /// How the journal lies in its segments.
+    pub layout: Layout,
+}
+
+impl Compactor {
+    /// Writes the next checkpoint and picks what should be written again.
+    ///
+    /// # Errors
+    /// [`DataError`]; the last checkpoint stays what counts.
+    pub fn run(&self, job: &CompactionJob) -> Result<Compacted, DataError> {
+        let mut state = State::new(self.layout.segment_bytes);
+        if let Some(last) = &job.last {
+            checkpoint::read(&self.checkpoints, last.number, |item| state.restore(item))?;
+        }
+        let from = job.last.map_or(self.layout.first(), |last| last.lsn);
+        let (end, _) =
+            recovery::replay(&self.journal, self.layout, from, job.upto, |change, place| state.apply(change, place))?;
+        if end != job.upto {
+            let segment = self.layout.segment(end);
+            return Err(DataError::Damaged(Layout::path(&self.journal, segment), self.layout.offset(end)));
+        }
+        let number = job.last.map_or(1, |last| last.number + 1);
+        let written = checkpoint::write(&self.checkpoints, self.layout, number, end, |writer| {
+            state.snapshot(|item| writer.put(item))
+        });
+        match written {
+            Ok(checkpoint) => {
+                let relocations = self.relocations(&state, job)?;
+                Ok(Compacted { checkpoint: Some(checkpoint), relocations })
+            }
+            Err(error) if segment::is_full(&error) => Ok(Compacted { checkpoint: None, relocations: Vec::new() }),
+            Err(error) => Err(DataError::Io(checkpoint::path(&self.checkpoints, number), error)),
+        }
+    }
+
+    /// What is needed of the segments that are needed least, as far as there are too many.
+    fn relocations(&self, state: &State, job: &CompactionJob) -> Result<Vec<Relocation>, DataError> {
+        let segment_bytes = self.layout.segment_bytes;
+        let usage = state.usage();
+        let covered = job.segments.iter().copied().filter(|segment| *segment < self.layout.segment(job.upto));
+        let (dead, mut used): (Vec<u64>, Vec<u64>) = covered.partition(|segment| usage.of(*segment).entries == 0);
+        used.sort_unstable_by_key(|segment| usage.of(*segment).live);
+        // One fewer than there may be, so that this is not to be done again at once.
+        let excess = (job.count - dead.len() as u64).saturating_sub(segments_max(usage.live(), segment_bytes) - 1);
+        let mut left = RELOCATED_SEGMENTS_MAX * segment_bytes;
+        let is_worth_it = |segment: &u64| {
+            let live = usage.of(*segment).live;
+            let fits = left.checked_sub(live).filter(|_| live * 2 <= segment_bytes);
+            fits.inspect(|rest| left = *rest).is_some()
+        };
+        let chosen: Vec<u64> =
+            used.into_iter().take(usize::try_from(excess).unwrap_or(usize::MAX)).take_while(is_worth_it).collect();
+        if chosen.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut holders: BTreeMap<(Place, Lsn), Vec<UserId>> = BTreeMap::new();
+        for (user, mailbox) in state.mailboxes() {
+            for entry in mailbox.entries() {
+                let place = entry.place();
+                // One that only ends in a chosen segment keeps it too.
+                let last = self.layout.segment(Lsn(place.end().0 - 1));
+                if chosen.contains(&self.layout.segment(place.lsn)) || chosen.contains(&last) {
+                    holders.entry((place, entry.sent())).or_default().push(user);
+                }
+            }
+        }
+        self.read(holders)
+    }
+
+    fn read(&self, holders: BTreeMap<(Place, Lsn), Vec<UserId>>) -> Result<Vec<Relocation>, DataError> {
+        let places: Vec<Place> = holders.keys().map(|(place, _)| *place).collect();
+        let mut reader = Texts::new(self.journal.clone(), self.layout);
+        let records = reader.read(&places).map_err(|error| DataError::Io(self.journal.clone(), error))?;
+        let mut rest = &*records;
+        let mut relocations = Vec::with_capacity(places.len());
+        for ((place, sent), holders) in holders {
+            let (record, later) = rest.split_at(place.bytes as usize);
+            rest = later;
+            // One that cannot be read stays where it is, and keeps its segment; whoever asks for it is told.
+            if texts::message(record, self.layout.salt, place).is_some() {
+                relocations.push(Relocation { place, sent, holders, record: record.to_vec() });
+            } else {
+                let path = Layout::path(&self.journal, self.layout.segment(place.lsn));
+                let byte = self.layout.offset(place.lsn);
+                tracing::error!(byte, "a message cannot be read in {}; see `kurir check --repair`", path.display());
+            }
+        }
+        Ok(relocations)
+    }
+}

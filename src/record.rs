@@ -1,0 +1,258 @@
+//! Records: how anything is framed on the disk, in the journal and in a checkpoint.
+//!
+//! | bytes | |
+//! |---|---|
+//! | 4 | length of the body, at least 1 |
+//! | 4 | CRC-32C of the salt (4 bytes), the position (8 bytes), the length and the body |
+//! | … | body: a kind (1 byte) and what belongs to it |
+//!
+//! The position is where the record stands in the stream that it is part of. Being in the sum, it keeps a record that an
+//! earlier use of the same place has left there from being taken for one of this stream; the salt, which nobody outside
+//! knows, keeps a text that looks like a record from being taken for one.
+//!
+//! Two kinds say nothing of the state. Kind 0 is a mark, which opens each batch of a journal: its own position (8 bytes),
+//! and the position up to which the journal was on the disk when the batch was begun (8 bytes). Kind 255 is a void, which
+//! a repair leaves where damage was.
+
+use std::io::{self, ErrorKind, Read};
+
+use crate::change::{Lsn, Place};
+use crate::field::{Fields, Put};
+
+/// What stands before a body.
+pub const HEADER_BYTES: usize = 8;
+/// Above every record that is ever written: a line, its names, and room to spare.
+pub const BODY_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// A header and a kind.
+pub const RECORD_BYTES_MIN: usize = HEADER_BYTES + 1;
+const KIND_MARK: u8 = 0;
+const KIND_VOID: u8 = 255;
+const MARK_BODY_BYTES: u32 = 17;
+/// The size of a mark.
+pub const MARK_BYTES: usize = HEADER_BYTES + 17;
+const VOID_BYTES_MAX: usize = 1024 * 1024;
+const READ_BYTES: usize = 1024 * 1024;
+
+/// Appends the record that stands at `lsn` and whose body `write` makes.
+pub fn append(out: &mut Vec<u8>, salt: u32, lsn: Lsn, write: impl FnOnce(&mut Vec<u8>)) -> Place {
+    let start = out.len();
+    out.extend_from_slice(&[0; HEADER_BYTES]);
+    write(out);
+    let (header, body) = out[start..].split_at_mut(HEADER_BYTES);
+    // A body is bounded by the longest request line, far below 4 GiB.
+    let length = u32::try_from(body.len()).unwrap_or(u32::MAX);
+    header[..4].copy_from_slice(&length.to_le_bytes());
+    header[4..].copy_from_slice(&checksum(salt, lsn, length, body).to_le_bytes());
+    Place { lsn, bytes: u32::try_from(HEADER_BYTES).unwrap_or(0) + length }
+}
+
+/// Appends the mark that stands at `lsn`, and says that all before `synced` is on the disk.
+pub fn append_mark(out: &mut Vec<u8>, salt: u32, lsn: Lsn, synced: Lsn) {
+    append(out, salt, lsn, |body| {
+        body.push(KIND_MARK);
+        lsn.put(body);
+        synced.put(body);
+    });
+}
+
+fn checksum(salt: u32, lsn: Lsn, length: u32, body: &[u8]) -> u32 {
+    let mut head = [0; 12];
+    head[..8].copy_from_slice(&lsn.0.to_le_bytes());
+    head[8..].copy_from_slice(&length.to_le_bytes());
+    crc32c::crc32c_append(crc32c::crc32c_append(salt, &head), body)
+}
+
+/// The body of the record that stands at the front of `bytes` and at `lsn` in its stream, if a whole one does.
+#[must_use]
+pub fn body_at(bytes: &[u8], salt: u32, lsn: Lsn) -> Option<&[u8]> {
+    let (length, sum) = split_header(bytes)?;
+    let body = bytes.get(HEADER_BYTES..HEADER_BYTES + body_bytes(length)?)?;
+    (checksum(salt, lsn, length, body) == sum).then_some(body)
+}
+
+/// How long the record at the front of `bytes` says that it is, if it may be that long.
+#[must_use]
+pub fn claimed_bytes(bytes: &[u8]) -> Option<usize> {
+    let (length, _) = split_header(bytes)?;
+    body_bytes(length).map(|bytes| HEADER_BYTES + bytes)
+}
+
+fn body_bytes(length: u32) -> Option<usize> {
+    usize::try_from(length).ok().filter(|bytes| (1..=BODY_BYTES_MAX).contains(bytes))
+}
+
+fn split_header(bytes: &[u8]) -> Option<(u32, u32)> {
+    let (length, rest) = bytes.split_first_chunk::<4>()?;
+    let (sum, _) = rest.split_first_chunk::<4>()?;
+    Some((u32::from_le_bytes(*length), u32::from_le_bytes(*sum)))
+}
+
+/// True for the body of a mark or a void, which say nothing of the state.
+#[must_use]
+pub fn says_nothing(body: &[u8], lsn: Lsn) -> bool {
+    body.first() == Some(&KIND_VOID) || mark(body).is_some_and(|(position, _)| position == lsn)
+}
+
+/// A mark's own position, and the one up to which its journal was on the disk.
+fn mark(body: &[u8]) -> Option<(Lsn, Lsn)> {
+    let mut fields = Fields(body);
+    let mark = (fields.take::<u8>()?, fields.take()?, fields.take()?);
+    (mark.0 == KIND_MARK && fields.0.is_empty()).then_some((mark.1, mark.2))
+}
+
+/// Where the first mark in `bytes`, which stand at `start` in their stream, says that the stream was on the disk past `lsn`.
+#[must_use]
+pub fn find_mark_synced_past(bytes: &[u8], salt: u32, start: Lsn, lsn: Lsn) -> Option<Lsn> {
+    let length = MARK_BODY_BYTES.to_le_bytes();
+    memchr::memmem::find_iter(bytes, &length).find_map(|at| {
+        let (body, position) = (bytes.get(at + HEADER_BYTES..)?, Lsn(start.0 + at as u64));
+        let body = body.get(..usize::try_from(MARK_BODY_BYTES).ok()?)?;
+        let is_past = mark(body).is_some_and(|(own, synced)| own == position && synced > lsn);
+        // The sum comes last: what an earlier use has left is full of marks.
+        (is_past && body_at(&bytes[at..], salt, position).is_some()).then_some(position)
+    })
+}
+
+/// Records that say nothing, of exactly so many bytes together, for the place at `lsn`.
+#[must_use]
+pub fn voids(bytes: usize, salt: u32, lsn: Lsn) -> Vec<u8> {
+    let mut out = Vec::with_capacity(bytes);
+    while out.len() < bytes {
+        let left = bytes - out.len();
+        // What is left over must be long enough for a record too.
+        let this = if left <= VOID_BYTES_MAX { left } else { VOID_BYTES_MAX - RECORD_BYTES_MIN };
+        let at = Lsn(lsn.0 + out.len() as u64);
+        append(&mut out, salt, at, |body| {
+            body.push(KIND_VOID);
+            body.resize(body.len() + this.saturating_sub(RECORD_BYTES_MIN), 0);
+        });
+    }
+    out
+}
+
+/// Reads records one after the other, up to the first that is not whole.
+pub struct Records<R> {
+    source: R,
+    salt: u32,
+    /// Where the next record stands.
+    at: Lsn,
+    buffer: Vec<u8>,
+    consumed: usize,
+    filled: usize,
+}
+
+impl<R: Read> Records<R> {
+    /// The records of `source`, whose first byte stands at `at`.
+    pub fn new(source: R, salt: u32, at: Lsn) -> Self {
+        Self { source, salt, at, buffer: vec![0; READ_BYTES], consumed: 0, filled: 0 }
+    }
+
+    /// Where the next record stands, or should.
+    pub fn at(&self) -> Lsn {
+        self.at
+    }
+
+    /// The next record: where it stands, and its body.
+    ///
+    /// # Errors
+    /// What the source said.
+    pub fn read(&mut self) -> io::Result<Option<(Place, &[u8])>> {
+        if !self.fill(HEADER_BYTES)? {
+            return Ok(None);
+        }
+        let Some(bytes) = claimed_bytes(&self.buffer[self.consumed..self.filled]) else { return Ok(None) };
+        if !self.fill(bytes)? {
+            return Ok(None);
+        }
+        let (start, lsn) = (self.consumed, self.at);
+        if body_at(&self.buffer[start..self.filled], self.salt, lsn).is_none() {
+            return Ok(None);
+        }
+        self.consumed += bytes;
+        self.at = Lsn(lsn.0 + bytes as u64);
+        let place = Place { lsn, bytes: u32::try_from(bytes).unwrap_or(u32::MAX) };
+        Ok(Some((place, &self.buffer[start + HEADER_BYTES..start + bytes])))
+    }
+
+    /// Reads until so many bytes are there; false if the source ends before.
+    fn fill(&mut self, bytes: usize) -> io::Result<bool> {
+        while self.filled - self.consumed < bytes {
+            if self.buffer.len() - self.consumed < bytes {
+                self.buffer.copy_within(self.consumed..self.filled, 0);
+                self.filled -= self.consumed;
+                self.consumed = 0;
+                if self.buffer.len() < bytes {
+                    self.buffer.resize(bytes, 0);
+                }
+            }
+            match self.source.read(&mut self.buffer[self.filled..]) {
+                Ok(0) => return Ok(false),
+                Ok(count) => self.filled += count,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(true)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const SALT: u32 = 7;
+
+    #[test]
+    fn voids_fill_any_gap_to_the_byte() {
+        let sizes =
+            (RECORD_BYTES_MIN..100).chain(VOID_BYTES_MAX - 20..VOID_BYTES_MAX + 20).chain([3 * VOID_BYTES_MAX + 1]);
+        for bytes in sizes {
+            let filled = voids(bytes, SALT, Lsn(40));
+            assert_eq!(filled.len(), bytes);
+            let mut records = Records::new(&*filled, SALT, Lsn(40));
+            while let Some((place, body)) = records.read().unwrap() {
+                assert!(says_nothing(body, place.lsn));
+            }
+            assert_eq!(records.at(), Lsn(40 + bytes as u64));
+        }
+    }
+
+    #[test]
+    fn a_record_counts_only_at_its_own_place() {
+        let mut bytes = Vec::new();
+        append(&mut bytes, SALT, Lsn(4096), |body| body.extend_from_slice(b"\x0bsomething"));
+        assert!(body_at(&bytes, SALT, Lsn(4096)).is_some());
+        for elsewhere in [0, 4095, 4097, 4096 + (1 << 24), 4096 + (1 << 40)] {
+            assert!(body_at(&bytes, SALT, Lsn(elsewhere)).is_none(), "{elsewhere}");
+        }
+        assert!(body_at(&bytes, SALT + 1, Lsn(4096)).is_none());
+    }
+
+    proptest! {
+        #[test]
+        fn records_are_read_as_they_were_written(
+            bodies in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 1..50), 0..20),
+            start in 0..u64::from(u32::MAX),
+            flipped: Option<(proptest::sample::Index, proptest::sample::Index)>,
+        ) {
+            let mut bytes = Vec::new();
+            let mut places = Vec::new();
+            for body in &bodies {
+                let lsn = Lsn(start + bytes.len() as u64);
+                places.push(append(&mut bytes, SALT, lsn, |out| out.extend_from_slice(body)));
+            }
+            let mut whole = bodies.len();
+            if let Some((byte, bit)) = flipped.filter(|_| !bytes.is_empty()) {
+                let at = byte.index(bytes.len());
+                bytes[at] ^= 1 << bit.index(8);
+                whole = places.iter().position(|place| start + (at as u64) < place.end().0).unwrap();
+            }
+            let mut records = Records::new(&*bytes, SALT, Lsn(start));
+            for (place, body) in places.iter().zip(&bodies).take(whole) {
+                prop_assert_eq!(records.read().unwrap(), Some((*place, &**body)));
+            }
+            prop_assert_eq!(records.read().unwrap(), None);
+        }
+    }
+}

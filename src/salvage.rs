@@ -1,0 +1,224 @@
+//! What can still be read of a damaged journal, and a journal made of that.
+//!
+//! Positions stay what they are: where a record cannot be read, a repair puts voids of the same size. The damaged files
+//! are kept beside the repaired ones.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::fs::{self, OpenOptions};
+use std::io::{self, Read, Write};
+use std::ops::Range;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use crate::aligned::BLOCK_BYTES;
+use crate::change::{Change, Lsn, Place, Target};
+use crate::data::{self, DataError};
+use crate::record::{self, BODY_BYTES_MAX, HEADER_BYTES, RECORD_BYTES_MIN};
+use crate::recovery;
+use crate::segment::{Layout, Stream};
+
+/// Searched at once for a record that is whole; as much again must be behind it, so that any record is.
+const SEARCH_BYTES: usize = BODY_BYTES_MAX + HEADER_BYTES;
+
+/// Something that had been synced and cannot be read.
+#[derive(Clone, Debug)]
+pub struct Damage {
+    /// In which file.
+    pub path: PathBuf,
+    /// From where.
+    pub byte: u64,
+    /// How much.
+    pub bytes: u64,
+    /// What it may have been.
+    pub what: String,
+}
+
+impl fmt::Display for Damage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { path, byte, bytes, what } = self;
+        write!(f, "{} byte {byte}, {bytes} bytes: {what}", path.display())
+    }
+}
+
+/// What a journal holds, and what is wrong with it.
+#[derive(Debug)]
+pub struct Survey {
+    /// How many changes can be read.
+    pub changes: u64,
+    /// Where the good records end.
+    pub end: Lsn,
+    /// What had been synced and cannot be read.
+    pub damage: Vec<Range<Lsn>>,
+}
+
+/// Shows what can be read of a journal from a position on, damaged or not, and changes nothing.
+///
+/// # Errors
+/// [`DataError`], but not for damage.
+pub fn survey(
+    journal: &Path,
+    layout: Layout,
+    segments: &BTreeSet<u64>,
+    from: Lsn,
+    mut show: impl FnMut(&Change<'_>, Place),
+) -> Result<Survey, DataError> {
+    let failed = |error| DataError::Io(journal.to_owned(), error);
+    let mut survey = Survey { changes: 0, end: from, damage: Vec::new() };
+    let mut at = from;
+    loop {
+        let (end, changes) = recovery::replay(journal, layout, at, Lsn(u64::MAX), &mut show)?;
+        survey.changes += changes;
+        // As at the start of a server: what nobody says had been synced is the torn end of a write.
+        if !recovery::synced_past(journal, layout, segments, end).map_err(failed)? {
+            survey.end = end;
+            return Ok(survey);
+        }
+        at = next_record(journal, layout, segments, end).map_err(failed)?;
+        survey.damage.push(end..at);
+    }
+}
+
+/// The first whole record behind the bad one at `bad`. Something has said that there is one.
+fn next_record(journal: &Path, layout: Layout, segments: &BTreeSet<u64>, bad: Lsn) -> io::Result<Lsn> {
+    let end = layout.start(segments.last().map_or(0, |last| last + 1));
+    let mut at = Lsn(bad.0 + RECORD_BYTES_MIN as u64);
+    let mut window = Vec::new();
+    while at < end {
+        window.clear();
+        Stream::new(journal, layout, at, Lsn(at.0 + 2 * SEARCH_BYTES as u64)).read_to_end(&mut window)?;
+        let searched = window.len().min(SEARCH_BYTES);
+        let is_whole = |start: &usize| {
+            let lsn = Lsn(at.0 + *start as u64);
+            record::body_at(&window[*start..], layout.salt, lsn).is_some()
+        };
+        if let Some(start) = (0..searched).find(is_whole) {
+            return Ok(Lsn(at.0 + start as u64));
+        }
+        // A file that is short or missing is gone over.
+        at = if searched > 0 { Lsn(at.0 + searched as u64) } else { layout.start(layout.segment(at) + 1) };
+    }
+    Ok(end)
+}
+
+/// The damage as a person may want to know it, record by record as far as they can be told apart.
+///
+/// # Errors
+/// What the disk said.
+pub fn describe(journal: &Path, layout: Layout, damage: &Range<Lsn>) -> io::Result<Vec<Damage>> {
+    let mut bytes = Vec::new();
+    Stream::new(journal, layout, damage.start, damage.end).take(2 * SEARCH_BYTES as u64).read_to_end(&mut bytes)?;
+    let mut described = Vec::new();
+    let (mut at, mut rest) = (damage.start, &*bytes);
+    while at < damage.end {
+        let left = damage.end.0 - at.0;
+        let one = record::claimed_bytes(rest).filter(|bytes| *bytes as u64 <= left && *bytes <= rest.len());
+        // What is left over must be long enough for a record, or it is none.
+        let one = one.filter(|bytes| *bytes as u64 == left || *bytes as u64 + RECORD_BYTES_MIN as u64 <= left);
+        let (bytes, what) = match one.and_then(|bytes| Some((bytes, rest.get(HEADER_BYTES..bytes)?))) {
+            Some((bytes, body)) => {
+                (bytes as u64, Change::decode(body).map_or("a record".to_owned(), |change| say(&change)))
+            }
+            None => (left, "records that cannot be told apart".to_owned()),
+        };
+        let path = Layout::path(journal, layout.segment(at));
+        described.push(Damage { path, byte: layout.offset(at), bytes, what });
+        at.0 += bytes;
+        rest = rest.get(usize::try_from(bytes).unwrap_or(usize::MAX)..).unwrap_or_default();
+    }
+    Ok(described)
+}
+
+/// What a damaged record seems to be. No text of a message is shown, and no hash.
+fn say(change: &Change<'_>) -> String {
+    match change {
+        Change::UserAdded { name, .. } => format!("perhaps the account {name}"),
+        Change::PasswordChanged { .. } => "perhaps a new password".to_owned(),
+        Change::UserRemoved { .. } => "perhaps the end of an account".to_owned(),
+        Change::SessionOpened { .. } | Change::SessionUsed { .. } | Change::SessionClosed { .. } => {
+            "perhaps a login".to_owned()
+        }
+        Change::GroupCreated { name, .. } => format!("perhaps the group {name}"),
+        Change::MemberJoined { .. } | Change::MemberLeft { .. } => "perhaps a member of a group".to_owned(),
+        Change::MessageSent { from_name, to_name, to, .. } => {
+            let group = if matches!(to, Target::Group(_)) { "group " } else { "" };
+            format!("perhaps a message from {from_name} to {group}{to_name}")
+        }
+        Change::MessageMoved { from_name, to_name, .. } => {
+            format!("perhaps a message from {from_name} to {to_name}, written again")
+        }
+        Change::Delivered { .. } => "perhaps that messages were delivered".to_owned(),
+        Change::FileStored { name, .. } => format!("perhaps the file {name}"),
+        Change::FileDropped { name, .. } => format!("perhaps the end of the file {name}"),
+    }
+}
+
+/// Puts voids where the damage is, and headers where they are damaged. Says where the files are kept as they were.
+///
+/// # Errors
+/// What the disk said, and where.
+pub fn repair(
+    journal: &Path,
+    layout: Layout,
+    damage: &[Range<Lsn>],
+    headers: &[u64],
+) -> Result<Vec<PathBuf>, DataError> {
+    let touched: BTreeSet<u64> = damage
+        .iter()
+        .flat_map(|range| layout.segment(range.start)..=layout.segment(Lsn(range.end.0 - 1)))
+        .chain(headers.iter().copied())
+        .collect();
+    let mut kept = Vec::new();
+    for segment in touched {
+        let path = Layout::path(journal, segment);
+        kept.extend(repair_one(&path, layout, segment, damage).map_err(|error| DataError::Io(path, error))?);
+    }
+    Ok(kept)
+}
+
+fn repair_one(path: &Path, layout: Layout, segment: u64, damage: &[Range<Lsn>]) -> io::Result<Option<PathBuf>> {
+    let mut bytes = match fs::read(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+        read => read?,
+    };
+    let was_there = !bytes.is_empty();
+    bytes.resize(BLOCK_BYTES + usize::try_from(layout.segment_bytes).unwrap_or(usize::MAX), 0);
+    bytes[..BLOCK_BYTES].copy_from_slice(&layout.header(segment));
+    let (start, end) = (layout.start(segment), layout.start(segment + 1));
+    for range in damage {
+        let voids =
+            record::voids(usize::try_from(range.end.0 - range.start.0).unwrap_or(usize::MAX), layout.salt, range.start);
+        for (at, byte) in (range.start.0..range.end.0).zip(voids) {
+            if (start.0..end.0).contains(&at) {
+                bytes[BLOCK_BYTES + usize::try_from(at - start.0).unwrap_or(usize::MAX)] = byte;
+            }
+        }
+    }
+    replace(path, &bytes, was_there)
+}
+
+/// Puts `bytes` in the place of the file at `path`, and keeps the file under another name; says which.
+///
+/// # Errors
+/// What the disk said.
+pub fn replace(path: &Path, bytes: &[u8], was_there: bool) -> io::Result<Option<PathBuf>> {
+    let fresh = path.with_added_extension("tmp");
+    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&fresh)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    let kept = if was_there { Some(keep(path)?) } else { None };
+    fs::rename(&fresh, path)?;
+    path.parent().map_or(Ok(()), data::sync)?;
+    Ok(kept)
+}
+
+/// Gives a file a second name, under which it stays as it is.
+///
+/// # Errors
+/// What the disk said.
+pub fn keep(path: &Path) -> io::Result<PathBuf> {
+    let names = (1..).map(|number| path.with_added_extension(format!("damaged-{number}")));
+    let kept = names.into_iter().find(|name| fs::symlink_metadata(name).is_err()).unwrap_or_default();
+    fs::hard_link(path, &kept)?;
+    Ok(kept)
+}

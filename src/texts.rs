@@ -1,0 +1,142 @@
+//! Reads records of messages from the segments, wherever they stand, in few large reads.
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+
+use crate::change::{Change, Lsn, Message, Place};
+use crate::record;
+use crate::segment::{Layout, Segment};
+
+/// Records that stand no further apart than this are read together: it takes less time than another read.
+const GAP_BYTES_MAX: u64 = 32 * 1024;
+const READ_BYTES_MAX: u64 = 1024 * 1024;
+/// Segments that are kept open.
+const OPEN_MAX: usize = 16;
+
+/// Reads records.
+#[derive(Debug)]
+pub struct Texts {
+    directory: PathBuf,
+    layout: Layout,
+    /// The one used last comes last.
+    open: VecDeque<Segment>,
+    buffer: Vec<u8>,
+}
+
+impl Texts {
+    /// A reader of the journal in `directory`.
+    #[must_use]
+    pub fn new(directory: PathBuf, layout: Layout) -> Self {
+        Self { directory, layout, open: VecDeque::new(), buffer: Vec::new() }
+    }
+
+    /// The records at these places, one behind the other. What stands there is not looked at.
+    ///
+    /// # Errors
+    /// What the disk said.
+    pub fn read(&mut self, places: &[Place]) -> io::Result<Vec<u8>> {
+        let mut out = Vec::with_capacity(places.iter().map(|place| place.bytes as usize).sum());
+        let mut rest = places;
+        while let Some(first) = rest.first() {
+            let mut end = first.end();
+            let is_near = |end: Lsn, place: &Place| {
+                place.lsn >= end
+                    && place.lsn.0 - end.0 <= GAP_BYTES_MAX
+                    && place.end().0 - first.lsn.0 <= READ_BYTES_MAX
+            };
+            let together = 1 + rest[1..]
+                .iter()
+                .take_while(|place| {
+                    let is_near = is_near(end, place);
+                    end = end.max(if is_near { place.end() } else { end });
+                    is_near
+                })
+                .count();
+            let (now, later) = rest.split_at(together);
+            self.read_run(first.lsn, end)?;
+            for place in now {
+                let start = usize::try_from(place.lsn.0 - first.lsn.0).unwrap_or(usize::MAX);
+                out.extend_from_slice(&self.buffer[start..start + place.bytes as usize]);
+            }
+            rest = later;
+        }
+        self.buffer.shrink_to(usize::try_from(READ_BYTES_MAX).unwrap_or(usize::MAX));
+        Ok(out)
+    }
+
+    /// Fills the buffer with the stream from `from` to `end`.
+    fn read_run(&mut self, from: Lsn, end: Lsn) -> io::Result<()> {
+        self.buffer.resize(usize::try_from(end.0 - from.0).unwrap_or(usize::MAX), 0);
+        let (mut at, mut filled) = (from, 0);
+        while at < end {
+            let segment = self.layout.segment(at);
+            let part = self.layout.start(segment + 1).min(end).0 - at.0;
+            let part = usize::try_from(part).unwrap_or(usize::MAX);
+            let offset = self.layout.offset(at);
+            let open = self.open_segment(segment)?;
+            let mut buffer = std::mem::take(&mut self.buffer);
+            let read = self.open[open].file.read_exact_at(&mut buffer[filled..filled + part], offset);
+            self.buffer = buffer;
+            read?;
+            filled += part;
+            at.0 += part as u64;
+        }
+        Ok(())
+    }
+
+    fn open_segment(&mut self, number: u64) -> io::Result<usize> {
+        let found = self.open.iter().position(|segment| segment.number == number);
+        let segment = match found.and_then(|at| self.open.remove(at)) {
+            Some(segment) => segment,
+            None => Segment { number, file: File::open(Layout::path(&self.directory, number))? },
+        };
+        self.open.push_back(segment);
+        if self.open.len() > OPEN_MAX {
+            self.open.pop_front();
+        }
+        Ok(self.open.len() - 1)
+    }
+}
+
+/// The message that stands at the front of `bytes` and at `place` in the journal, if one does.
+#[must_use]
+pub fn message(bytes: &[u8], salt: u32, place: Place) -> Option<Message<'_>> {
+    let body = record::body_at(bytes.get(..place.bytes as usize)?, salt, place.lsn)?;
+    Change::decode(body)?.message()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::aligned::BLOCK_BYTES;
+    use proptest::prelude::*;
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(32))]
+        #[test]
+        fn places_anywhere_in_any_order_are_read(starts in proptest::collection::vec((0u64..1_500_000, 1u32..200_000), 1..20)) {
+            let directory = tempfile::tempdir().unwrap();
+            let layout = Layout { salt: 7, segment_bytes: 256 * 1024 };
+            let byte = |lsn: u64| (lsn ^ (lsn >> 8) ^ (lsn >> 16)).to_le_bytes()[0];
+            for segment in 1..=7 {
+                let start = layout.start(segment).0;
+                let mut bytes = vec![0; BLOCK_BYTES];
+                bytes.extend((start..start + layout.segment_bytes).map(byte));
+                std::fs::write(Layout::path(directory.path(), segment), bytes).unwrap();
+            }
+            let places: Vec<Place> = starts
+                .iter()
+                .map(|(start, bytes)| Place { lsn: Lsn(layout.first().0 + start), bytes: *bytes })
+                .collect();
+            let mut texts = Texts::new(directory.path().to_owned(), layout);
+            let read = texts.read(&places).unwrap();
+            let expected: Vec<u8> = places.iter().flat_map(|place| (place.lsn.0..place.end().0).map(byte)).collect();
+            prop_assert!(read == expected);
+            let missing = Place { lsn: layout.start(9), bytes: 1 };
+            prop_assert!(texts.read(&[missing]).is_err());
+        }
+    }
+}

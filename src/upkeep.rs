@@ -1,0 +1,264 @@
+//! What the loop does for the disk, a little in each turn: it has segments made ahead, lets go of those that nothing
+//! needs, has the journal compacted when that is due, and writes again what compaction picked.
+//!
+//! A segment is needed as long as no checkpoint covers it, and as long as a mailbox has a message in it.
+
+use std::collections::{BTreeSet, VecDeque};
+
+use tracing::{debug, info, warn};
+
+use crate::change::{Change, Holders, Lsn};
+use crate::checkpoint::Checkpoint;
+use crate::compaction::{Compacted, CompactionJob, Relocation, segments_max};
+use crate::engine::{Host, Job};
+use crate::log::{Log, Need};
+use crate::record;
+use crate::space::{SpaceDone, SpaceJob};
+use crate::state::State;
+
+/// Messages written again in one turn, so that nobody waits for it.
+const RELOCATIONS_PER_TURN_MAX: usize = 64;
+/// Mailboxes that one record names; a message that waits in more is written again more than once.
+const HOLDERS_MAX: usize = 4096;
+/// How long a full disk waits to be asked again, and a compaction that could do nothing for the next.
+const RETRY_MS: u64 = 1000;
+
+/// What a data directory held when the server began.
+#[derive(Debug, Default)]
+pub struct Holdings {
+    /// The segments in use.
+    pub segments: BTreeSet<u64>,
+    /// The last checkpoint.
+    pub checkpoint: Option<Checkpoint>,
+}
+
+/// What the loop knows of the disk.
+#[derive(Debug)]
+pub(crate) struct Upkeep {
+    /// The segments in use, as far as they have been made.
+    segments: BTreeSet<u64>,
+    checkpoint: Option<Checkpoint>,
+    disk: Option<SpaceDone>,
+    /// Segments that nothing needs once the journal is on the disk up to a position.
+    freed: VecDeque<(Lsn, u64)>,
+    outdated: Vec<u64>,
+    /// A space job is under way.
+    is_asked: bool,
+    retry_at: u64,
+    is_compacting: bool,
+    compact_at: u64,
+    relocations: VecDeque<Relocation>,
+    /// Backups that are being made: nothing may go meanwhile.
+    holds: usize,
+    /// What was held at the beginning has been looked at.
+    is_begun: bool,
+}
+
+impl Upkeep {
+    pub(crate) fn new(holdings: Holdings) -> Self {
+        let Holdings { segments, checkpoint } = holdings;
+        Self {
+            segments,
+            checkpoint,
+            disk: None,
+            freed: VecDeque::new(),
+            outdated: Vec::new(),
+            is_asked: false,
+            retry_at: 0,
+            is_compacting: false,
+            compact_at: 0,
+            relocations: VecDeque::new(),
+            holds: 0,
+            is_begun: false,
+        }
+    }
+
+    /// Does this turn's share.
+    pub(crate) fn turn(
+        &mut self,
+        state: &mut State,
+        log: &mut Log,
+        checkpoint_bytes: u64,
+        now: u64,
+        host: &mut impl Host,
+    ) {
+        self.relocate(state, log);
+        if !std::mem::replace(&mut self.is_begun, true) {
+            self.free_unneeded(state, log);
+        }
+        for segment in state.take_emptied_segments() {
+            self.free_if_unneeded(segment, state, log);
+        }
+        self.ask_for_space(state, log, now, host);
+        self.compact_if_due(state, log, checkpoint_bytes, now, host);
+    }
+
+    /// True when a turn would write messages again.
+    pub(crate) fn has_work(&self, log: &Log) -> bool {
+        !self.relocations.is_empty() && !log.must_wait() && !log.is_full()
+    }
+
+    /// When a turn is due at the latest.
+    pub(crate) fn next_deadline(&self, log: &Log) -> Option<u64> {
+        let is_waiting = log.is_full() && !self.is_asked;
+        is_waiting.then_some(self.retry_at)
+    }
+
+    /// Takes what the disk has.
+    pub(crate) fn space_done(&mut self, done: SpaceDone, log: &mut Log, now: u64) {
+        self.is_asked = false;
+        log.set_room(done.room, done.is_full);
+        let made = log.layout().segment(Lsn(done.room.0.saturating_sub(1)));
+        if self.segments.last().is_some_and(|last| *last < made) {
+            self.segments.insert(made);
+        }
+        if done.is_full {
+            self.retry_at = now + RETRY_MS;
+            let was_full = self.disk.is_some_and(|before| before.is_full);
+            if !was_full {
+                warn!("the disk is full: what needs room is refused until there is some");
+            }
+        } else if self.disk.is_some_and(|before| before.is_full) {
+            info!("the disk has room again");
+        }
+        self.disk = Some(done);
+    }
+
+    /// Takes a new checkpoint, and what should be written again.
+    pub(crate) fn compacted(&mut self, compacted: Compacted, state: &State, log: &Log, now: u64) {
+        self.is_compacting = false;
+        let Compacted { checkpoint, relocations } = compacted;
+        let Some(checkpoint) = checkpoint else {
+            debug!("the disk has no room for a checkpoint");
+            self.compact_at = now + RETRY_MS;
+            return;
+        };
+        debug!(number = checkpoint.number, bytes = checkpoint.bytes, moves = relocations.len(), "checkpoint made");
+        self.outdated.extend(self.checkpoint.replace(checkpoint).map(|last| last.number));
+        let before = self.freed.len();
+        self.free_unneeded(state, log);
+        let is_useful = self.freed.len() > before || !relocations.is_empty();
+        self.compact_at = if is_useful { now } else { now + RETRY_MS };
+        self.relocations.extend(relocations);
+    }
+
+    /// Nothing goes until [`Self::release`]. Says what the disk holds: the segments, and the last checkpoint.
+    pub(crate) fn hold(&mut self) -> (Vec<u64>, Option<Checkpoint>) {
+        self.holds += 1;
+        (self.segments.iter().copied().collect(), self.checkpoint)
+    }
+
+    /// Ends a hold.
+    pub(crate) fn release(&mut self) {
+        self.holds -= 1;
+    }
+
+    /// Something must stay as it is.
+    pub(crate) fn is_held(&self) -> bool {
+        self.holds > 0
+    }
+
+    fn free_unneeded(&mut self, state: &State, log: &Log) {
+        for segment in self.segments.iter().copied().collect::<Vec<u64>>() {
+            self.free_if_unneeded(segment, state, log);
+        }
+    }
+
+    fn free_if_unneeded(&mut self, segment: u64, state: &State, log: &Log) {
+        let covered = self.checkpoint.map_or(0, |checkpoint| log.layout().segment(checkpoint.lsn));
+        let is_needed = segment >= covered || state.usage().of(segment).entries > 0;
+        if !is_needed && self.segments.remove(&segment) {
+            self.freed.push_back((log.end(), segment));
+        }
+    }
+
+    fn ask_for_space(&mut self, state: &State, log: &Log, now: u64, host: &mut impl Host) {
+        if self.is_asked {
+            return;
+        }
+        let mut job = SpaceJob::default();
+        if self.holds == 0 {
+            let synced = log.synced();
+            while let Some((_, segment)) = self.freed.pop_front_if(|(end, _)| *end <= synced) {
+                job.freed.push(segment);
+            }
+            job.outdated = std::mem::take(&mut self.outdated);
+        }
+        let segment_bytes = log.layout().segment_bytes;
+        let is_time = !log.is_full() || now >= self.retry_at || !job.freed.is_empty();
+        job.is_more_wanted = is_time && log.room_bytes() < segment_bytes + segment_bytes / 2;
+        job.segments_max = segments_max(state.usage().live(), segment_bytes);
+        let has_too_many = self.disk.is_some_and(|disk| disk.spare > 0 && disk.segments > job.segments_max);
+        if job.is_more_wanted || !job.freed.is_empty() || !job.outdated.is_empty() || has_too_many {
+            self.is_asked = true;
+            host.submit(Job::Space(job));
+        }
+    }
+
+    fn compact_if_due(&mut self, state: &State, log: &Log, checkpoint_bytes: u64, now: u64, host: &mut impl Host) {
+        if self.is_compacting || self.holds > 0 || !self.relocations.is_empty() || now < self.compact_at {
+            return;
+        }
+        let Some(disk) = self.disk else { return };
+        let from = self.checkpoint.map_or(log.layout().first(), |last| last.lsn);
+        let since = log.synced().0.saturating_sub(from.0);
+        let is_long = since > checkpoint_bytes.max(self.checkpoint.map_or(0, |last| last.bytes));
+        // What is freed already is on its way out.
+        let segments = disk.segments.saturating_sub(disk.spare + self.freed.len() as u64);
+        let is_large = segments > segments_max(state.usage().live(), log.layout().segment_bytes);
+        if is_long || is_large {
+            self.is_compacting = true;
+            host.submit(Job::Compact(CompactionJob {
+                upto: log.synced(),
+                last: self.checkpoint,
+                segments: self.segments.iter().copied().collect(),
+                count: segments,
+            }));
+        }
+    }
+
+    /// Writes some messages again.
+    fn relocate(&mut self, state: &mut State, log: &mut Log) {
+        for _ in 0..RELOCATIONS_PER_TURN_MAX {
+            if log.must_wait() {
+                return;
+            }
+            let Some(relocation) = self.relocations.front() else { return };
+            if !relocate_one(relocation, state, log) {
+                return;
+            }
+            self.relocations.pop_front();
+        }
+    }
+}
+
+/// Writes a message again for the mailboxes in which it still waits; false when there is no room for it.
+fn relocate_one(relocation: &Relocation, state: &mut State, log: &mut Log) -> bool {
+    let Relocation { place, sent, holders, record } = relocation;
+    let body = record.get(record::HEADER_BYTES..).unwrap_or_default();
+    let Some(
+        Change::MessageSent { to, at, from_name, to_name, text, .. }
+        | Change::MessageMoved { to, at, from_name, to_name, text, .. },
+    ) = Change::decode(body)
+    else {
+        return true;
+    };
+    let still: Vec<_> = holders
+        .iter()
+        .filter(|user| {
+            let entry = state.user(**user).and_then(|user| user.mailbox.entry(*sent));
+            entry.is_some_and(|entry| entry.place() == *place)
+        })
+        .collect();
+    for some in still.chunks(HOLDERS_MAX) {
+        let mut packed = Vec::new();
+        for user in some {
+            Holders::pack(&mut packed, **user);
+        }
+        let holders = Holders::new(&packed);
+        let change = Change::MessageMoved { sent: *sent, to, at, from_name, to_name, text, holders };
+        let Ok(place) = log.append(&change, Need::More) else { return false };
+        state.apply(&change, place);
+    }
+    true
+}
