@@ -229,7 +229,8 @@ impl Engine {
     #[must_use]
     pub fn next_deadline(&self) -> Option<u64> {
         let linger = self.lingering.front().map(|(until, _)| *until);
-        let upkeep = self.service.upkeep.next_deadline(&self.service.log);
+        let Service { upkeep, state, log, limits, .. } = &self.service;
+        let upkeep = upkeep.next_deadline(state, log, limits.checkpoint_bytes);
         linger.into_iter().chain(upkeep).min()
     }
 

@@ -292,17 +292,17 @@ mod tests {
     #[test]
     fn a_pending_message_takes_at_most_32_bytes_however_many_there_are() {
         let mut mailbox = Mailbox::default();
-        for number in 0..200_000 {
+        for number in 0..1_000_000 {
             mailbox.push(place(number * 100, 100), 1);
             let len = mailbox.entries.len();
             assert!(len < 16 || mailbox.entries.capacity() * size_of::<Entry>() <= 32 * len, "{len}");
         }
-        mailbox.remove(Lsn(1), Lsn(0), Lsn(199_989 * 100), |_| {});
+        mailbox.remove(Lsn(1), Lsn(0), Lsn(999_989 * 100), |_| {});
         assert_eq!(mailbox.entries.len(), 10);
         assert!(mailbox.entries.capacity() < 1000, "what was read gives its memory back");
-        assert_eq!((mailbox.bytes(), mailbox.last_id()), (1000, 200_000));
+        assert_eq!((mailbox.bytes(), mailbox.last_id()), (1000, 1_000_000));
         let ids: Vec<u64> = mailbox.entries().iter().map(|entry| entry.id(mailbox.last_id())).collect();
-        assert_eq!(ids, (199_991..=200_000).collect::<Vec<u64>>());
+        assert_eq!(ids, (999_991..=1_000_000).collect::<Vec<u64>>());
     }
 
     #[test]

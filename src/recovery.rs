@@ -289,3 +289,234 @@ impl Progress {
         }
     }
 }
+
+/// A small journal to damage.
+#[cfg(test)]
+pub(crate) mod sample {
+    use super::*;
+    use crate::change::UserId;
+    use crate::journal::Journal;
+    use crate::log::{Log, Need, Sync};
+
+    /// Two blocks, so that a few batches need several.
+    pub(crate) const SEGMENT_BYTES: u64 = 8192;
+
+    /// A data directory whose journal adds one user after the other.
+    pub(crate) struct Sample {
+        pub(crate) root: tempfile::TempDir,
+        pub(crate) directory: DataDirectory,
+        pub(crate) layout: Layout,
+        /// Where each change stands.
+        pub(crate) places: Vec<Place>,
+        /// Where each batch starts.
+        pub(crate) starts: Vec<Lsn>,
+    }
+
+    impl Sample {
+        /// So many batches of two changes each, with names of about so many bytes. `is_synced` says that each batch knows
+        /// that those before it were synced.
+        pub(crate) fn new(batches: u32, name_bytes: usize, is_synced: bool) -> Self {
+            let root = tempfile::tempdir().unwrap();
+            let directory = DataDirectory::open(root.path()).unwrap();
+            let Recovered { layout, end, .. } = recover(&directory, Access::Buffered, SEGMENT_BYTES).unwrap();
+            let mut store = SegmentStore::new(directory.journal(), layout, Access::Buffered, 1, 1);
+            let mut journal = Journal::open(&directory.journal(), layout, Access::Buffered, end).unwrap();
+            let mut log = Log::new(layout, end);
+            let (mut places, mut starts) = (Vec::new(), Vec::new());
+            for user in 0..batches * 2 {
+                let name = format!("user{user}{}", "x".repeat(name_bytes));
+                let change = Change::UserAdded { user: UserId(user), name: &name, password_hash: "" };
+                places.push(log.append(&change, Need::More).unwrap());
+                if user % 2 == 0 {
+                    continue;
+                }
+                let batch = log.take_batch().unwrap();
+                while layout.segment(batch.end()) > store.count() {
+                    journal.add(store.prepare().unwrap().unwrap());
+                }
+                starts.push(batch.start);
+                journal.write(std::slice::from_ref(&batch), Sync::Always).unwrap();
+                log.settle(batch, if is_synced { journal.synced() } else { end });
+            }
+            Self { root, directory, layout, places, starts }
+        }
+
+        /// The users that a start finds.
+        pub(crate) fn users(&self) -> Result<(Vec<u32>, Recovered), DataError> {
+            let recovered = recover(&self.directory, Access::Buffered, SEGMENT_BYTES)?;
+            let users = recovered.state.mailboxes().map(|(user, _)| user.0).collect();
+            Ok((users, recovered))
+        }
+
+        /// Where a position stands: the segment's path, and the byte in it.
+        pub(crate) fn file(&self, lsn: Lsn) -> (std::path::PathBuf, usize) {
+            let path = Layout::path(&self.directory.journal(), self.layout.segment(lsn));
+            (path, usize::try_from(self.layout.offset(lsn)).unwrap())
+        }
+
+        /// Changes one bit at a position.
+        pub(crate) fn flip(&self, lsn: Lsn) {
+            let (path, at) = self.file(lsn);
+            let mut bytes = fs::read(&path).unwrap();
+            bytes[at] ^= 1;
+            fs::write(&path, bytes).unwrap();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::sample::{SEGMENT_BYTES, Sample};
+    use super::*;
+    use crate::aligned::BLOCK_BYTES;
+    use crate::journal::Journal;
+    use crate::log::{Log, Need, Sync};
+
+    #[test]
+    fn what_was_written_is_read_again() {
+        let sample = Sample::new(3, 3000, true);
+        let (users, recovered) = sample.users().unwrap();
+        assert_eq!(users, [0, 1, 2, 3, 4, 5]);
+        assert_eq!(recovered.end, sample.places[5].end());
+        assert!(recovered.segments.len() > 2);
+        assert!(!recovered.is_torn);
+        assert_eq!(recovered.changes, 6);
+    }
+
+    #[test]
+    fn a_journal_that_ends_at_any_byte_of_its_last_batch_keeps_the_ones_before() {
+        let sample = Sample::new(3, 20, true);
+        let (path, start) = sample.file(sample.starts[2]);
+        let whole = fs::read(&path).unwrap();
+        let (_, end) = sample.file(sample.places[5].end());
+        for cut in start..end {
+            // The file ends there, or the rest of the write has not come.
+            let short = whole[..cut].to_vec();
+            let mut zero = short.clone();
+            zero.resize(whole.len(), 0);
+            for left in [short, zero] {
+                fs::write(&path, &left).unwrap();
+                let (users, recovered) = sample.users().unwrap();
+                assert_eq!(users[..4], [0, 1, 2, 3], "cut at {cut}");
+                assert!(users.len() < 6 || left == whole, "what was cut off ended in zeros");
+                // What was cut off is gone for good.
+                let again = sample.users().unwrap();
+                assert_eq!((again.0, again.1.end, again.1.is_torn), (users, recovered.end, false));
+                assert!(fs::read(&path).unwrap()[sample.file(recovered.end).1..].iter().all(|byte| *byte == 0));
+            }
+        }
+    }
+
+    #[test]
+    fn a_flipped_bit_in_what_had_been_synced_is_found_and_left_as_it_is() {
+        let sample = Sample::new(3, 20, true);
+        let (path, end) = sample.file(sample.starts[2]);
+        let whole = fs::read(&path).unwrap();
+        for at in 0..end {
+            // Most of the header is zero, and one bit in each byte is enough there.
+            for bit in if (64..BLOCK_BYTES).contains(&at) { 0..1 } else { 0..8 } {
+                let mut flipped = whole.clone();
+                flipped[at] ^= 1 << bit;
+                fs::write(&path, &flipped).unwrap();
+                let error = sample.users().unwrap_err();
+                let is_named = match &error {
+                    DataError::Foreign(_) => at < BLOCK_BYTES,
+                    DataError::Damaged(_, byte) => usize::try_from(*byte).unwrap() <= at && at >= BLOCK_BYTES,
+                    _ => false,
+                };
+                assert!(is_named, "byte {at} bit {bit}: {error}");
+                assert_eq!(fs::read(&path).unwrap(), flipped);
+            }
+        }
+    }
+
+    #[test]
+    fn damage_is_found_when_what_tells_of_it_stands_in_a_later_segment() {
+        let sample = Sample::new(8, 1500, true);
+        assert!(sample.layout.segment(sample.starts[7]) > sample.layout.segment(sample.places[0].lsn) + 1);
+        sample.flip(Lsn(sample.places[0].lsn.0 + 9));
+        assert!(matches!(sample.users(), Err(DataError::Damaged(..))));
+    }
+
+    #[test]
+    fn a_lost_segment_is_found() {
+        let sample = Sample::new(8, 1500, true);
+        let path = |segment| Layout::path(&sample.directory.journal(), segment);
+        fs::rename(path(2), sample.root.path().join("away")).unwrap();
+        assert!(matches!(sample.users(), Err(DataError::Damaged(..))));
+        fs::rename(sample.root.path().join("away"), path(2)).unwrap();
+        fs::rename(path(1), sample.root.path().join("away")).unwrap();
+        assert!(matches!(sample.users(), Err(DataError::Missing(found)) if found == path(1)));
+    }
+
+    #[test]
+    fn a_bad_record_that_was_never_synced_is_a_torn_end_though_good_ones_follow() {
+        let sample = Sample::new(3, 3000, false);
+        sample.flip(Lsn(sample.places[0].lsn.0 + 9));
+        let (users, recovered) = sample.users().unwrap();
+        assert_eq!(users, [0u32; 0]);
+        assert!(recovered.is_torn);
+        assert_eq!(recovered.segments, BTreeSet::from([1]), "what was written behind it is not kept");
+        let (path, start) = sample.file(recovered.end);
+        assert!(fs::read(path).unwrap()[start..].iter().all(|byte| *byte == 0));
+    }
+
+    #[test]
+    fn what_an_earlier_use_has_left_is_never_taken_for_new() {
+        // Records that fill blocks exactly, so that those of the earlier use stand where the next ones would.
+        let root = tempfile::tempdir().unwrap();
+        let directory = DataDirectory::open(root.path()).unwrap();
+        let Recovered { layout, end, .. } = recover(&directory, Access::Buffered, SEGMENT_BYTES).unwrap();
+        let mut store = SegmentStore::new(directory.journal(), layout, Access::Buffered, 1, 1);
+        let mut journal = Journal::open(&directory.journal(), layout, Access::Buffered, end).unwrap();
+        let mut log = Log::new(layout, end);
+        let mut write = |log: &mut Log, journal: &mut Journal, user: u32| {
+            let bare = record::MARK_BYTES + HEADER_BYTES + 1 + 4 + 5 + 1;
+            let name = format!("{user:04}{}", "x".repeat(BLOCK_BYTES - bare - 4));
+            let change = Change::UserAdded { user: crate::change::UserId(user), name: &name, password_hash: "" };
+            log.append(&change, Need::More).unwrap();
+            let batch = log.take_batch().unwrap();
+            assert_eq!(batch.bytes.len(), BLOCK_BYTES);
+            journal.write(std::slice::from_ref(&batch), Sync::Always).unwrap();
+            log.settle(batch, journal.synced());
+        };
+        let first = Layout::path(&directory.journal(), 1);
+        write(&mut log, &mut journal, 0);
+        write(&mut log, &mut journal, 1);
+        let used = fs::read(&first).unwrap();
+        journal.add(store.prepare().unwrap().unwrap());
+        write(&mut log, &mut journal, 2);
+        // The next write did not come; what the segment held in its earlier use is there instead.
+        let second = Layout::path(&directory.journal(), 2);
+        let mut bytes = fs::read(&second).unwrap();
+        bytes[2 * BLOCK_BYTES..].copy_from_slice(&used[2 * BLOCK_BYTES..]);
+        fs::write(&second, &bytes).unwrap();
+        let recovered = recover(&directory, Access::Buffered, SEGMENT_BYTES).unwrap();
+        assert_eq!(recovered.state.users().count(), 3);
+        assert_eq!(recovered.end, log.end());
+    }
+
+    #[test]
+    fn after_a_clean_stop_damage_to_the_last_record_is_found_too() {
+        let sample = Sample::new(3, 20, true);
+        let end = sample.places[5].end();
+        Journal::open(&sample.directory.journal(), sample.layout, Access::Buffered, end).unwrap().close().unwrap();
+        assert_eq!(sample.users().unwrap().0, [0, 1, 2, 3, 4, 5]);
+        sample.flip(Lsn(sample.places[5].lsn.0 + 9));
+        assert!(matches!(sample.users(), Err(DataError::Damaged(..))));
+    }
+
+    #[test]
+    fn files_of_another_kind_and_unfinished_ones() {
+        let sample = Sample::new(1, 20, true);
+        let journal = sample.directory.journal();
+        fs::write(journal.join("0000000002.tmp"), "half made").unwrap();
+        assert!(sample.users().is_ok());
+        assert!(!journal.join("0000000002.tmp").exists(), "what was never finished goes");
+        let other = Layout { salt: sample.layout.salt ^ 1, ..sample.layout };
+        for foreign in [b"something else".to_vec(), Vec::new(), other.header(2)] {
+            fs::write(Layout::path(&journal, 2), &foreign).unwrap();
+            assert!(matches!(sample.users(), Err(DataError::Foreign(path)) if path == Layout::path(&journal, 2)));
+        }
+    }
+}

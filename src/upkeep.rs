@@ -99,9 +99,10 @@ impl Upkeep {
     }
 
     /// When a turn is due at the latest.
-    pub(crate) fn next_deadline(&self, log: &Log) -> Option<u64> {
-        let is_waiting = log.is_full() && !self.is_asked;
-        is_waiting.then_some(self.retry_at)
+    pub(crate) fn next_deadline(&self, state: &State, log: &Log, checkpoint_bytes: u64) -> Option<u64> {
+        let space = (log.is_full() && !self.is_asked).then_some(self.retry_at);
+        let compaction = self.compaction_due(state, log, checkpoint_bytes).map(|_| self.compact_at);
+        space.into_iter().chain(compaction).min()
     }
 
     /// Takes what the disk has.
@@ -196,25 +197,34 @@ impl Upkeep {
     }
 
     fn compact_if_due(&mut self, state: &State, log: &Log, checkpoint_bytes: u64, now: u64, host: &mut impl Host) {
-        if self.is_compacting || self.holds > 0 || !self.relocations.is_empty() || now < self.compact_at {
+        if now < self.compact_at {
             return;
         }
-        let Some(disk) = self.disk else { return };
+        if let Some(count) = self.compaction_due(state, log, checkpoint_bytes) {
+            self.is_compacting = true;
+            host.submit(Job::Compact(CompactionJob {
+                upto: log.synced(),
+                last: self.checkpoint,
+                segments: self.segments.iter().copied().collect(),
+                count,
+            }));
+        }
+    }
+
+    /// How many segments there are, if they are too many or the journal behind the last checkpoint is too long, and
+    /// nothing is under way.
+    fn compaction_due(&self, state: &State, log: &Log, checkpoint_bytes: u64) -> Option<u64> {
+        if self.is_compacting || self.holds > 0 || !self.relocations.is_empty() {
+            return None;
+        }
+        let disk = self.disk?;
         let from = self.checkpoint.map_or(log.layout().first(), |last| last.lsn);
         let since = log.synced().0.saturating_sub(from.0);
         let is_long = since > checkpoint_bytes.max(self.checkpoint.map_or(0, |last| last.bytes));
         // What is freed already is on its way out.
         let segments = disk.segments.saturating_sub(disk.spare + self.freed.len() as u64);
         let is_large = segments > segments_max(state.usage().live(), log.layout().segment_bytes);
-        if is_long || is_large {
-            self.is_compacting = true;
-            host.submit(Job::Compact(CompactionJob {
-                upto: log.synced(),
-                last: self.checkpoint,
-                segments: self.segments.iter().copied().collect(),
-                count: segments,
-            }));
-        }
+        (is_long || is_large).then_some(segments)
     }
 
     /// Writes some messages again.

@@ -94,6 +94,13 @@ impl Server {
         self.child.wait().unwrap()
     }
 
+    /// Waits for its end and gives back what it wrote to a pipe.
+    pub(crate) fn wait_with_log(&mut self) -> (ExitStatus, String) {
+        let mut log = String::new();
+        self.child.stderr.take().unwrap().read_to_string(&mut log).unwrap();
+        (self.wait(), log)
+    }
+
     /// Stops it as an administrator does.
     pub(crate) fn stop(mut self) {
         self.signal(Signal::TERM);

@@ -1,0 +1,401 @@
+//! The disk of the real program: how much of it is used, what happens when it is full or fails, and copies of it.
+
+#![allow(clippy::panic, clippy::unwrap_used, clippy::expect_used)]
+
+mod common;
+
+use std::fs;
+use std::io::Write;
+use std::net::TcpStream;
+use std::path::Path;
+use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use common::process::{Server, kurir, output, text};
+use kurir::client::{Client, ClientError};
+use rustix::process::{Pid, Resource, Rlimit, prlimit};
+use serde_json::Value;
+
+const SEGMENT_BYTES: u64 = 256 * 1024;
+const BLOCK_BYTES: u64 = 4096;
+/// Segments and checkpoints as small as they can be, so that all that happens to them happens soon.
+const SMALL: [&str; 6] =
+    ["--segment-bytes", "256KiB", "--checkpoint-bytes", "512KiB", "--mailbox-messages-max", "1000000"];
+const TEXT_BYTES: usize = 200;
+/// What a message takes in the journal besides its text: the names here have five to nine bytes.
+const MESSAGE_BYTES: u64 = TEXT_BYTES as u64 + 26 + 18;
+/// Nothing here takes this long.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A client that is logged in.
+struct User {
+    client: Client<TcpStream>,
+    token: String,
+}
+
+impl User {
+    fn new(server: &Server, name: &str) -> Self {
+        let (client, token) = server.login(name);
+        Self { client, token }
+    }
+
+    /// Sends so many messages; every one must be taken.
+    fn send(&mut self, verb: &str, to: &str, count: usize) {
+        assert_eq!(self.send_until_refused(verb, to, count), None);
+    }
+
+    /// The same, but says why one was refused, if it was.
+    fn send_until_refused(&mut self, verb: &str, to: &str, count: usize) -> Option<String> {
+        const AT_ONCE: usize = 500;
+        let line = format!("{verb} {} {to} {}\n", self.token, "x".repeat(TEXT_BYTES));
+        let mut refused = None;
+        for start in (0..count).step_by(AT_ONCE) {
+            let some = AT_ONCE.min(count - start);
+            self.client.stream().write_all(line.repeat(some).as_bytes()).unwrap();
+            for _ in 0..some {
+                match self.client.reply() {
+                    Ok(_) => {}
+                    Err(ClientError::Refused(text)) => refused = Some(text),
+                    Err(error) => panic!("{error}"),
+                }
+            }
+            if refused.is_some() {
+                break;
+            }
+        }
+        refused
+    }
+
+    /// Reads everything. Says how many messages there were.
+    fn read(&mut self) -> usize {
+        let mut count = 0;
+        loop {
+            let inbox = self.client.request(&format!("INBOX {}", self.token)).unwrap();
+            let lists = inbox["data"].as_object().unwrap().values();
+            let some: usize = lists.map(|list| list.as_array().unwrap().len()).sum();
+            if some == 0 {
+                return count;
+            }
+            count += some;
+        }
+    }
+}
+
+/// What the segments take on the disk.
+fn journal_bytes(data: &Path) -> u64 {
+    let sizes =
+        fs::read_dir(data.join("journal")).unwrap().filter_map(|entry| Some(entry.ok()?.metadata().ok()?.len()));
+    sizes.sum()
+}
+
+/// Waits until the journal is as small as it is to be when so many messages wait.
+fn assert_bounded(data: &Path, waiting: usize, what: &str) {
+    let most = 2 * waiting as u64 * MESSAGE_BYTES + 4 * (SEGMENT_BYTES + BLOCK_BYTES);
+    // A segment's first block holds none of the messages.
+    let most = most + most / SEGMENT_BYTES * BLOCK_BYTES;
+    let started = Instant::now();
+    while journal_bytes(data) > most {
+        assert!(
+            started.elapsed() < PATIENCE,
+            "{what}: {} bytes, of which at most {most} should be",
+            journal_bytes(data)
+        );
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn the_disk_holds_at_most_twice_what_waits_whatever_is_sent_and_read() {
+    const MANY: usize = 8000;
+    let root = tempfile::tempdir().unwrap();
+    let data = root.path();
+    let server = Server::demo(data, &SMALL);
+    let mut messi = User::new(&server, "messi");
+    let mut henderson = User::new(&server, "henderson");
+
+    for _ in 0..3 {
+        messi.send("SEND MESSAGE", "henderson", MANY);
+        assert_bounded(data, MANY, "all wait");
+        assert_eq!(henderson.read(), MANY);
+        assert_bounded(data, 0, "all is read");
+    }
+
+    // One in forty goes to somebody who does not read: it keeps a segment alive that is dead but for it.
+    let mut unread = 0;
+    for _ in 0..200 {
+        messi.send("SEND MESSAGE", "lineker", 1);
+        unread += 1;
+        messi.send("SEND MESSAGE", "henderson", 39);
+        henderson.read();
+    }
+    assert_bounded(data, unread, "one in forty is never read");
+
+    // A mailbox that nobody ever reads grows while others are read.
+    for _ in 0..5 {
+        messi.send("SEND MESSAGE", "lineker", 500);
+        unread += 500;
+        messi.send("SEND MESSAGE", "henderson", 4000);
+        henderson.read();
+        assert_bounded(data, unread, "one mailbox is never read");
+    }
+
+    // What only one of a group has not read.
+    messi.send("SEND GROUP MESSAGE", "group1", MANY);
+    unread += MANY;
+    assert_eq!(henderson.read(), MANY);
+    assert_bounded(data, unread, "one of a group does not read");
+
+    // All of it is still there, after all the moving about, in this life and in the next.
+    server.kill();
+    assert_eq!(text(&output(&["check", data.to_str().unwrap()]).stderr), "");
+    let server = Server::demo(data, &SMALL);
+    assert_eq!(User::new(&server, "lineker").read(), unread);
+    assert_bounded(data, 0, "all is read in the end");
+}
+
+#[test]
+fn many_senders_at_once_find_the_disk_bounded_too() {
+    let root = tempfile::tempdir().unwrap();
+    let server = Server::demo(root.path(), &SMALL);
+    let senders: Vec<_> = ["messi", "henderson", "lineker"]
+        .into_iter()
+        .map(|name| {
+            let mut user = User::new(&server, name);
+            thread::spawn(move || {
+                for _ in 0..20 {
+                    user.send("SEND GROUP MESSAGE", "group1", 400);
+                    user.read();
+                }
+                user
+            })
+        })
+        .collect();
+    let mut users: Vec<User> = senders.into_iter().map(|sender| sender.join().unwrap()).collect();
+    for user in &mut users {
+        user.read();
+    }
+    assert_bounded(root.path(), 0, "all have read all");
+}
+
+/// Starts the program where a small disk is mounted that is all its own; none where that is not allowed.
+fn on_a_small_disk(mount: &Path, mebibytes: u32, arguments: &[&str]) -> Option<Command> {
+    let probe = Command::new("unshare").args(["-rm", "true"]).status();
+    if !probe.is_ok_and(|status| status.success()) {
+        eprintln!("not tested: this machine does not let a test mount a disk");
+        return None;
+    }
+    let program = kurir(arguments);
+    let mount = mount.to_str().unwrap();
+    let script = format!("mount -t tmpfs -o size={mebibytes}m none {mount} && exec \"$0\" \"$@\"");
+    let mut command = Command::new("unshare");
+    command.args(["-rm", "sh", "-c", &script]).arg(program.get_program()).args(program.get_args());
+    command.stdin(std::process::Stdio::null()).stdout(std::process::Stdio::piped());
+    Some(command)
+}
+
+#[test]
+fn on_a_full_disk_sends_are_refused_and_reads_go_on_and_make_room() {
+    let root = tempfile::tempdir().unwrap();
+    let data = root.path().join("data");
+    let arguments =
+        [&["serve", "--demo", "--listen", "127.0.0.1:0", "--data", data.to_str().unwrap()][..], &SMALL].concat();
+    let Some(command) = on_a_small_disk(root.path(), 4, &arguments) else { return };
+    let server = Server::start(command, 1);
+    let mut messi = User::new(&server, "messi");
+    let mut henderson = User::new(&server, "henderson");
+    for _ in 0..3 {
+        let mut sent = 0;
+        let refused = loop {
+            // One at a time is slow, and many may be refused in part.
+            if let Some(refused) = messi.send_until_refused("SEND MESSAGE", "henderson", 500) {
+                break refused;
+            }
+            sent += 500;
+            assert!(sent * TEXT_BYTES < 8 * 1024 * 1024, "a disk that never gets full");
+        };
+        assert_eq!(refused, "penyimpanan server penuh");
+        assert!(sent >= 1000, "{sent}");
+        // Whoever comes now can log in and read, and is not given anything twice.
+        let mut again = User::new(&server, "henderson");
+        assert!(again.read() >= sent);
+        assert_eq!(henderson.read(), 0);
+        let started = Instant::now();
+        while messi.send_until_refused("SEND MESSAGE", "lineker", 1).is_some() {
+            assert!(started.elapsed() < PATIENCE, "there is room, and it is not used");
+            thread::sleep(Duration::from_millis(50));
+        }
+    }
+    let mut lineker = User::new(&server, "lineker");
+    assert_eq!(lineker.read(), 3);
+}
+
+#[test]
+fn a_write_that_fails_ends_the_server_and_nothing_of_it_is_acknowledged() {
+    let root = tempfile::tempdir().unwrap();
+    let data = root.path().to_str().unwrap();
+    let arguments = [&["serve", "--demo", "--listen", "127.0.0.1:0", "--data", data][..], &SMALL].concat();
+    let mut server = Server::start_with_pipe(&mut kurir(&arguments));
+    let mut messi = User::new(&server, "messi");
+    messi.send("SEND MESSAGE", "henderson", 10);
+    // No write of this process goes beyond the first block of any file from now on.
+    let pid = Pid::from_raw(i32::try_from(server.process()).unwrap()).unwrap();
+    let limit = Rlimit { current: Some(BLOCK_BYTES), maximum: Some(BLOCK_BYTES) };
+    prlimit(Some(pid), Resource::Fsize, limit).unwrap();
+    let failed = messi.client.request(&format!("SEND MESSAGE {} henderson lost", messi.token));
+    assert!(matches!(failed, Err(ClientError::Io(_))), "{failed:?}");
+    let (status, log) = server.wait_with_log();
+    assert_eq!(status.code(), Some(1), "{log}");
+    let last = log.lines().last().unwrap();
+    assert!(last.starts_with("kurir: the journal could not be written: "), "{log}");
+
+    let server = Server::demo(root.path(), &SMALL);
+    assert_eq!(User::new(&server, "henderson").read(), 10);
+}
+
+#[test]
+fn a_backup_is_what_was_there_whatever_happens_meanwhile_and_after() {
+    let root = tempfile::tempdir().unwrap();
+    let data = root.path().join("data");
+    let server = Server::demo(&data, &SMALL);
+    let mut lineker = User::new(&server, "lineker");
+    lineker.client.request(&format!("SEND FILE {} messi a.txt QUJD", lineker.token)).unwrap();
+    let mut messi = User::new(&server, "messi");
+    messi.send("SEND MESSAGE", "lineker", 3000);
+    let busy: Vec<_> = ["henderson", "messi"]
+        .into_iter()
+        .map(|name| {
+            let mut user = User::new(&server, name);
+            thread::spawn(move || {
+                for _ in 0..40 {
+                    user.send("SEND MESSAGE", "henderson", 500);
+                    if name == "henderson" {
+                        user.read();
+                    }
+                }
+            })
+        })
+        .collect();
+    let copies: Vec<_> = (0..4).map(|number| root.path().join(format!("copy{number}"))).collect();
+    let places: Vec<(&str, &str)> =
+        copies.iter().map(|copy| (data.to_str().unwrap(), copy.to_str().unwrap())).collect();
+    for (from, to) in &places {
+        let made = output(&["backup", from, "--to", to]);
+        assert_eq!((made.status.code(), text(&made.stderr)), (Some(0), ""));
+        assert!(text(&made.stdout).contains(" files linked, "), "{}", text(&made.stdout));
+        thread::sleep(Duration::from_millis(100));
+    }
+    // It does not write over anything.
+    assert_eq!(output(&["backup", places[0].0, "--to", places[0].1]).status.code(), Some(2));
+    for busy in busy {
+        busy.join().unwrap();
+    }
+    // The original goes on, and uses its segments again.
+    let mut henderson = User::new(&server, "henderson");
+    for _ in 0..5 {
+        messi.send("SEND MESSAGE", "henderson", 4000);
+        henderson.read();
+    }
+    lineker.client.request(&format!("DELETE FILE {} messi a.txt", lineker.token)).unwrap();
+    messi.client.request(&format!("DELETE FILE {} lineker a.txt", messi.token)).unwrap();
+    server.stop();
+    for (_, to) in &places {
+        let checked = output(&["check", to]);
+        assert_eq!((checked.status.code(), text(&checked.stderr)), (Some(0), ""), "{}", text(&checked.stdout));
+        let server = Server::demo(Path::new(to), &SMALL);
+        let mut lineker = User::new(&server, "lineker");
+        let file = lineker.client.request(&format!("DOWNLOAD FILE {} messi a.txt", lineker.token)).unwrap();
+        assert_eq!(file["data"], "QUJD");
+        assert_eq!(lineker.read(), 3000);
+        // A copy that goes on changes nothing of the others.
+        User::new(&server, "messi").send("SEND MESSAGE", "lineker", 4000);
+        lineker.read();
+        server.stop();
+    }
+    // So it is with one that is made while no server runs.
+    let (from, to) = (data.to_str().unwrap(), root.path().join("offline"));
+    assert_eq!(output(&["backup", from, "--to", to.to_str().unwrap()]).status.code(), Some(0));
+    for directory in [from, to.to_str().unwrap()] {
+        assert_eq!(output(&["check", directory]).status.code(), Some(0));
+    }
+}
+
+#[test]
+fn messages_that_are_only_on_the_disk_are_given_once_to_whoever_asks_first() {
+    let root = tempfile::tempdir().unwrap();
+    let server = Server::demo(root.path(), &SMALL);
+    let mut messi = User::new(&server, "messi");
+    messi.send("SEND MESSAGE", "henderson", 3000);
+    server.stop();
+    // In its next life nothing of the journal is in memory.
+    let server = Server::demo(root.path(), &[&SMALL[..], &["--inbox-messages-max", "50"]].concat());
+    let readers: Vec<_> = (0..4)
+        .map(|_| {
+            let mut henderson = User::new(&server, "henderson");
+            thread::spawn(move || {
+                let mut ids = Vec::new();
+                // Several of them ask at the same time, and for some there is nothing at the moment.
+                for _ in 0..30 {
+                    let inbox = henderson.client.request(&format!("INBOX {}", henderson.token)).unwrap();
+                    let list = inbox["data"].get("messi").and_then(Value::as_array).cloned().unwrap_or_default();
+                    ids.extend(list.iter().map(|message| message["id"].as_u64().unwrap()));
+                }
+                ids
+            })
+        })
+        .collect();
+    let mut ids: Vec<u64> = readers.into_iter().flat_map(|reader| reader.join().unwrap()).collect();
+    ids.sort_unstable();
+    assert_eq!(ids, (1..=3000).collect::<Vec<u64>>());
+}
+
+/// What `/proc` says of a process, in KiB.
+fn status_kib(server: &Server, field: &str) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{}/status", server.process())).unwrap();
+    let line = status.lines().find(|line| line.starts_with(field)).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+fn bytes_below(directory: &Path) -> u64 {
+    let sizes = fs::read_dir(directory).unwrap().map(|entry| {
+        let entry = entry.unwrap();
+        if entry.file_type().unwrap().is_dir() { bytes_below(&entry.path()) } else { entry.metadata().unwrap().len() }
+    });
+    sizes.sum()
+}
+
+#[test]
+#[ignore = "it measures: cargo test --release --test disk -- --ignored --nocapture"]
+fn figures_of_a_million_messages_that_wait() {
+    const USERS: usize = 50;
+    const EACH: usize = 20_000;
+    let root = tempfile::tempdir().unwrap();
+    let server = Server::demo(root.path(), &[]);
+    let mut admin = server.client();
+    let names: Vec<String> = (0..USERS).map(|number| format!("user{number}")).collect();
+    for name in &names {
+        admin.request(&format!("REGISTER {name} surabaya")).unwrap();
+    }
+    let mut users: Vec<User> = names.iter().map(|name| User::new(&server, name)).collect();
+    let before = status_kib(&server, "VmRSS:");
+    let text = "x".repeat(100);
+    for start in (0..EACH).step_by(500) {
+        for (number, user) in users.iter_mut().enumerate() {
+            let line = format!("SEND MESSAGE {} {} {text}\n", user.token, names[(number + start / 500) % USERS]);
+            user.client.stream().write_all(line.repeat(500).as_bytes()).unwrap();
+        }
+        for user in &mut users {
+            (0..500).for_each(|_| drop(user.client.reply().unwrap()));
+        }
+    }
+    let (rss, peak) = (status_kib(&server, "VmRSS:"), status_kib(&server, "VmHWM:"));
+    println!("memory: {before} KiB before, {rss} KiB with 1,000,000 messages waiting, {peak} KiB at most");
+    println!("disk: {} bytes, {} of them journal", bytes_below(root.path()), journal_bytes(root.path()));
+    server.kill();
+    let started = Instant::now();
+    let server = Server::demo(root.path(), &[]);
+    println!("start after a kill: {:?}", started.elapsed());
+    let (rss, peak) = (status_kib(&server, "VmRSS:"), status_kib(&server, "VmHWM:"));
+    println!("memory after that start: {rss} KiB, {peak} KiB at most");
+    assert_eq!(users.len() * EACH, 1_000_000);
+}
