@@ -230,7 +230,7 @@ impl WriteBuffer {
             self.written = 0;
             self.released = 0;
             self.sealed = 0;
-            self.bytes = Vec::new();
+            self.bytes.clear();
         } else if self.written > self.bytes.len() / 2 && self.written > WRITE_BYTES_MOVED {
             self.bytes.drain(..self.written);
             self.start += self.written as u64;
@@ -239,6 +239,24 @@ impl WriteBuffer {
             self.written = 0;
         }
         self.invariants();
+    }
+
+    /// Gives the memory of an empty buffer away, for another connection's replies.
+    pub fn release_memory(&mut self) -> Option<Vec<u8>> {
+        (self.bytes.is_empty() && self.bytes.capacity() > 0).then(|| std::mem::take(&mut self.bytes))
+    }
+
+    /// Takes memory for replies, if there is none yet.
+    pub fn adopt(&mut self, spare: Vec<u8>) {
+        if self.bytes.capacity() == 0 {
+            self.bytes = spare;
+        }
+    }
+
+    /// True when the buffer has memory, empty or not.
+    #[must_use]
+    pub fn has_memory(&self) -> bool {
+        self.bytes.capacity() > 0
     }
 
     /// Bytes that are not written yet, whether they may be or not.

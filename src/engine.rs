@@ -34,8 +34,10 @@ use crate::transfer;
 use crate::upkeep::Holdings;
 use crate::verb::Verb;
 
-/// Read buffers that are kept for the next connection that has something to say.
+/// Read buffers that are kept for the next connection that has something to say, and as many for what it is answered.
 const SPARE_BUFFERS_MAX: usize = 64;
+/// Memory for replies is kept when it is no more than this.
+const SPARE_OUTPUT_BYTES_MAX: usize = 64 * 1024;
 
 /// What the engine needs of the world within a turn.
 pub trait Host {
@@ -128,6 +130,8 @@ pub struct Engine {
     /// Connections that have been told that nothing more comes, and when they are closed at the latest.
     lingering: VecDeque<(u64, ConnectionId)>,
     spare_buffers: Vec<Vec<u8>>,
+    /// The same for replies.
+    spare_outputs: Vec<Vec<u8>>,
     is_stopping: bool,
 }
 
@@ -155,6 +159,7 @@ impl Engine {
             closed: Vec::new(),
             lingering: VecDeque::new(),
             spare_buffers: Vec::new(),
+            spare_outputs: Vec::new(),
             is_stopping: false,
         }
     }
@@ -496,6 +501,11 @@ impl Engine {
             }
             return;
         }
+        if !connection.write.has_memory()
+            && let Some(spare) = self.spare_outputs.pop()
+        {
+            connection.write.adopt(spare);
+        }
         let service = &mut self.service;
         let stop = serve_within_budget(connection, service, &mut self.spare_buffers, host, self.is_stopping);
         if let Some(spare) = connection.read.release()
@@ -534,6 +544,12 @@ impl Engine {
                     break;
                 }
             }
+        }
+        if let Some(spare) = connection.write.release_memory()
+            && self.spare_outputs.len() < SPARE_BUFFERS_MAX
+            && spare.capacity() <= SPARE_OUTPUT_BYTES_MAX
+        {
+            self.spare_outputs.push(spare);
         }
         while let Some((_, delivery)) = connection.deliveries.pop_front_if(|(end, _)| *end <= connection.write.taken())
         {

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use mio::event::Event;
 use mio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use mio::{Events, Interest, Poll, Registry, Token, Waker};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -133,7 +134,7 @@ pub struct Server {
 /// What the engine sees of the world.
 struct Net {
     registry: Registry,
-    sockets: Vec<Option<Socket>>,
+    sockets: Vec<Option<Watched>>,
     threads: Threads,
 }
 
@@ -147,6 +148,15 @@ struct Listener {
 enum ListenerSocket {
     Tcp(TcpListener),
     Admin(UnixListener),
+}
+
+/// A socket, and what its events have said of it.
+struct Watched {
+    socket: Socket,
+    /// A read took less than it could have, and no event has come since: the next would find nothing.
+    is_drained: bool,
+    /// The peer ends, so a read that takes little may still have the end of the stream behind it.
+    is_ending: bool,
 }
 
 enum Socket {
@@ -233,7 +243,10 @@ impl Server {
                     SIGNALS => self.begin_stop(&mut stop_by),
                     Token(token) => match self.listeners.get_mut(LISTENER_LAST - token) {
                         Some(listener) => listener.is_ready = true,
-                        None => self.engine.ready(connection_id(token), is_readable(event), is_writable(event)),
+                        None => {
+                            self.net.ready(connection_id(token), event);
+                            self.engine.ready(connection_id(token), is_readable(event), is_writable(event));
+                        }
                     },
                 }
             }
@@ -283,6 +296,7 @@ impl Server {
             *stop_by = Some(Instant::now() + Duration::from_millis(limit_ms));
             self.is_stopping.store(true, Ordering::SeqCst);
             self.listeners.clear();
+            self.net.forget_events();
             self.engine.stop();
         }
     }
@@ -350,7 +364,22 @@ impl Net {
         if self.sockets.len() <= slot {
             self.sockets.resize_with(slot + 1, || None);
         }
-        self.sockets[slot] = Some(socket);
+        self.sockets[slot] = Some(Watched { socket, is_drained: false, is_ending: false });
+    }
+
+    /// Takes what an event says of a socket.
+    fn ready(&mut self, id: ConnectionId, event: &Event) {
+        if let Some(watched) = self.sockets.get_mut(id.slot as usize).and_then(Option::as_mut) {
+            watched.is_drained = false;
+            watched.is_ending |= event.is_read_closed() || event.is_error();
+        }
+    }
+
+    /// Looks at every socket again, whatever events have said.
+    fn forget_events(&mut self) {
+        for watched in self.sockets.iter_mut().flatten() {
+            watched.is_drained = false;
+        }
     }
 
     /// Lets every peer have what its kernel and ours hold for it: a socket that is closed with something unread in it takes
@@ -358,7 +387,7 @@ impl Net {
     fn let_go(&mut self) {
         const READS_MAX: usize = 64;
         let mut unread = vec![0; 64 * 1024];
-        for socket in self.sockets.iter_mut().flatten() {
+        for Watched { socket, .. } in self.sockets.iter_mut().flatten() {
             let (Ok(()) | Err(_)) = socket.shutdown();
             for _ in 0..READS_MAX {
                 if !matches!(socket.read(&mut unread), Ok(count) if count > 0) {
@@ -368,9 +397,9 @@ impl Net {
         }
     }
 
-    fn socket(&mut self, id: ConnectionId) -> io::Result<&mut Socket> {
-        let socket = self.sockets.get_mut(id.slot as usize).and_then(Option::as_mut);
-        socket.ok_or_else(|| ErrorKind::NotConnected.into())
+    fn watched(&mut self, id: ConnectionId) -> io::Result<&mut Watched> {
+        let watched = self.sockets.get_mut(id.slot as usize).and_then(Option::as_mut);
+        watched.ok_or_else(|| ErrorKind::NotConnected.into())
     }
 }
 
@@ -393,18 +422,24 @@ impl Socket {
 
 impl Host for Net {
     fn read(&mut self, id: ConnectionId, into: &mut [u8]) -> io::Result<usize> {
-        self.socket(id)?.read(into)
+        let watched = self.watched(id)?;
+        if watched.is_drained {
+            return Err(ErrorKind::WouldBlock.into());
+        }
+        let count = watched.socket.read(into)?;
+        watched.is_drained = count > 0 && count < into.len() && !watched.is_ending;
+        Ok(count)
     }
 
     fn write(&mut self, id: ConnectionId, from: &[u8]) -> io::Result<usize> {
-        match self.socket(id)? {
+        match &mut self.watched(id)?.socket {
             Socket::Tcp(stream) => stream.write(from),
             Socket::Unix(stream) => stream.write(from),
         }
     }
 
     fn end(&mut self, id: ConnectionId) {
-        let ended = self.socket(id).and_then(|socket| socket.shutdown());
+        let ended = self.watched(id).and_then(|watched| watched.socket.shutdown());
         if let Err(error) = ended {
             debug!(%error, "a connection could not be ended");
         }
@@ -443,11 +478,11 @@ fn connection_id(token: usize) -> ConnectionId {
     ConnectionId { slot: part(token), generation: part(token >> 32) }
 }
 
-fn is_readable(event: &mio::event::Event) -> bool {
+fn is_readable(event: &Event) -> bool {
     event.is_readable() || event.is_read_closed() || event.is_error()
 }
 
-fn is_writable(event: &mio::event::Event) -> bool {
+fn is_writable(event: &Event) -> bool {
     event.is_writable() || event.is_write_closed() || event.is_error()
 }
 
