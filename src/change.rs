@@ -1,7 +1,7 @@
 //! What can change in the state, and its encoding in a journal record.
 //!
 //! A [`Change`] borrows its texts, from the request that asks for it or from the record that holds it. Encoded, it is
-//! one byte for its kind and then its fields in the order of their declaration, as [`crate::field`] writes them. A new
+//! one byte for its kind and then its fields in the order of their declaration, as `field` writes them. A new
 //! kind gets a new number; a number never changes its meaning.
 
 use std::fmt;

@@ -12,17 +12,20 @@
 //! | to find | look in |
 //! |---|---|
 //! | what a request may look like | [`verb`] (the table), [`request`] (the parser) |
-//! | what it does | [`command`], [`claims`] (an INBOX on its way), [`throttle`] |
+//! | what it does | [`command`], [`inbox`] and [`claims`] (an INBOX on its way), [`throttle`] |
 //! | what it answers | [`reply`], [`refusal`] |
-//! | what there is | [`state`], and [`change`], the only way in which it changes |
-//! | where it is kept | [`store`] (all of it), [`journal`], [`files`], [`data`] (the directory) |
+//! | what there is | [`state`], [`mailbox`], and [`change`], the only way in which they change |
+//! | where it is kept | [`store`] (all of it), [`data`] (the directory), [`log`] and [`tail`] (the journal in memory), [`journal`], [`segment`] and [`record`] (on the disk), [`texts`], [`files`] |
+//! | how it comes back | [`recovery`], [`checkpoint`] and [`snapshot`] (what is in one), [`salvage`] (from a damaged journal) |
+//! | how the disk is kept small | [`upkeep`] (when), [`compaction`], [`space`] |
 //! | how it runs | [`engine`] (the turn), `serve` (a connection's share of it), `service` (what all share), [`connection`], [`buffer`], [`transfer`] (files as streams) |
 //! | what it runs on | [`net`] (sockets, signals, the clock), [`threads`], [`password`], [`local`] (no sockets at all) |
 //! | its bounds | [`limits`] |
-//! | how it is used | [`cli`], [`admin`], [`check`], [`client`] |
+//! | how it is used | [`cli`], [`admin`], [`check`], [`backup`], [`client`] |
 //!
 //! Invariants:
-//! - State changes only in [`state::State::apply`], which is deterministic; start-up is the same `apply` over the journal.
+//! - State changes only in [`state::State::apply`], which is deterministic; start-up is the last checkpoint and the same
+//!   `apply` over the journal behind it, and so is the making of the next checkpoint.
 //! - A reply that says OK is written after the journal batch that it depends on is durable, and so is a reply that shows
 //!   what is not durable yet.
 //! - Everything between [`net`] and the helper threads runs without a socket, a clock, a file or randomness.

@@ -16,8 +16,10 @@ use crate::record;
 use crate::space::{SpaceDone, SpaceJob};
 use crate::state::State;
 
-/// Messages written again in one turn, so that nobody waits for it.
+/// Messages written again in one turn, so that nobody waits for it,
 const RELOCATIONS_PER_TURN_MAX: usize = 64;
+/// and about so many bytes of them.
+const RELOCATED_BYTES_PER_TURN_MAX: usize = 256 * 1024;
 /// Mailboxes that one record names; a message that waits in more is written again more than once.
 const HOLDERS_MAX: usize = 4096;
 /// How long a full disk waits to be asked again, and a compaction that could do nothing for the next.
@@ -229,14 +231,16 @@ impl Upkeep {
 
     /// Writes some messages again.
     fn relocate(&mut self, state: &mut State, log: &mut Log) {
+        let mut bytes = 0;
         for _ in 0..RELOCATIONS_PER_TURN_MAX {
-            if log.must_wait() {
+            if log.must_wait() || bytes > RELOCATED_BYTES_PER_TURN_MAX {
                 return;
             }
             let Some(relocation) = self.relocations.front() else { return };
             if !relocate_one(relocation, state, log) {
                 return;
             }
+            bytes += relocation.record.len();
             self.relocations.pop_front();
         }
     }

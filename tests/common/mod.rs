@@ -179,7 +179,11 @@ impl MemoryDisk {
         for outdated in &job.outdated {
             self.checkpoints.remove(outdated).expect("a checkpoint that goes was there");
         }
-        self.pool.extend(&job.freed);
+        for freed in &job.freed {
+            // Whoever still needs it finds out.
+            self.segments.get_mut(freed).expect("a segment that is freed is there").fill(0xee);
+            self.pool.insert(*freed);
+        }
         while self.segments.len() as u64 > job.segments_max {
             let Some(segment) = self.pool.pop_first() else { break };
             self.segments.remove(&segment).expect("a segment that goes was there");
