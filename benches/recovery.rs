@@ -8,8 +8,7 @@ use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use kurir::change::{Change, Target, UserId};
 use kurir::compaction::CompactionJob;
 use kurir::log::{Need, Sync};
-use kurir::space::SpaceJob;
-use kurir::store::{Store, write};
+use kurir::store::Store;
 
 const MESSAGES: u32 = 1_000_000;
 const USERS: u32 = 1_000;
@@ -30,16 +29,7 @@ fn fill(root: &Path) {
         let (from, to, at) = (UserId(from), Target::User(UserId(to)), u64::from(number));
         store.log.append(&Change::MessageSent { from, to, at, from_name, to_name, text: &text }, Need::More).unwrap();
         if number % BATCH == BATCH - 1 {
-            let batch = store.log.take_batch().unwrap();
-            let end = batch.end();
-            write(&mut store.disk.journal, vec![batch.clone()], Sync::Interval).unwrap();
-            store.log.settle(batch, end);
-            while store.log.must_wait() {
-                let job = SpaceJob { segments_max: u64::MAX, is_more_wanted: true, ..SpaceJob::default() };
-                let (done, made) = store.disk.space.run(&job).unwrap();
-                store.disk.journal.add(made.unwrap());
-                store.log.set_room(done.room, done.is_full);
-            }
+            store.commit().unwrap();
         }
     }
     store.disk.journal.close().unwrap();
@@ -48,8 +38,7 @@ fn fill(root: &Path) {
 fn checkpoint(root: &Path) {
     let store = Store::open(root, SEGMENT_BYTES, Sync::Interval).unwrap();
     let segments: Vec<u64> = store.holdings.segments.iter().copied().collect();
-    let count = segments.len() as u64;
-    let job = CompactionJob { upto: store.log.end(), last: None, segments, count };
+    let job = CompactionJob { upto: store.log.end(), last: None, segments };
     store.disk.compactor.run(&job).unwrap().checkpoint.unwrap();
 }
 

@@ -11,14 +11,14 @@ use crate::change::{Change, UserId};
 use crate::client::{Client, ClientError};
 use crate::connection::Peer;
 use crate::data;
-use crate::engine::{Completion, Engine, Registration};
+use crate::engine::{Engine, Registration};
 use crate::limits::Limits;
 use crate::local::Local;
 use crate::log::{Need, Sync};
 use crate::password::{HashError, Hasher};
 use crate::refusal::Refusal;
 use crate::state::State;
-use crate::store::{self, Store, StoreError, StoreWorkers, WorkError};
+use crate::store::{Store, StoreError, StoreWorkers, WorkError};
 
 /// The accounts of a demonstration.
 pub const DEMO_USERS: [&str; 3] = ["messi", "henderson", "lineker"];
@@ -94,7 +94,7 @@ pub fn request(root: &Path, line: &str, may_create: bool) -> Result<Value, Admin
 /// # Errors
 /// [`AdminError`]
 pub fn make_demo(store: &mut Store, hasher: &mut Hasher) -> Result<(), AdminError> {
-    let Store { state, log, disk, .. } = store;
+    let Store { state, log, .. } = store;
     let missing: Vec<&str> = DEMO_USERS.into_iter().filter(|name| state.user_named(name).is_none()).collect();
     if missing.len() == DEMO_USERS.len() && state.users().next().is_some() {
         return Err(AdminError::NotForDemo);
@@ -118,13 +118,7 @@ pub fn make_demo(store: &mut Store, hasher: &mut Hasher) -> Result<(), AdminErro
             make(state, &Change::MemberJoined { group, user })?;
         }
     }
-    if let Some(batch) = log.take_batch()
-        && let Completion::Settled { batch, synced } =
-            store::write(&mut disk.journal, vec![batch], Sync::Always).map_err(AdminError::Work)?
-    {
-        log.settle(batch, synced);
-    }
-    Ok(())
+    store.commit().map_err(AdminError::Work)
 }
 
 /// The same on a data directory that no server holds, with the engine in memory.

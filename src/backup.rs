@@ -118,8 +118,13 @@ pub fn backup(root: &Path, to: &Path) -> Result<Copied, BackupError> {
             let point = Point::from_json(&reply["data"]).ok_or(BackupError::Server(ClientError::NotAReply))?;
             let copy = Copy::make(root, to, &point)?;
             // As long as it answers, it has kept everything.
-            server.request("PING").map_err(BackupError::Server)?;
-            copy.finish(to)
+            match server.request("PING") {
+                Ok(_) => copy.finish(to),
+                Err(error) => {
+                    copy.remove();
+                    Err(BackupError::Server(error))
+                }
+            }
         }
         Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused) => {
             if !data::exists(root) {
@@ -147,14 +152,21 @@ impl Copy {
         if fs::symlink_metadata(&place).is_ok() {
             return Err(BackupError::Unfinished(place));
         }
-        let mut copy = Self { place: place.clone(), done: Copied::default() };
-        let made = copy.fill(root, point);
-        if made.is_err()
-            && let Err(error) = fs::remove_dir_all(&place)
-        {
-            tracing::warn!(%error, "{} could not be removed", place.display());
+        let mut copy = Self { place, done: Copied::default() };
+        match copy.fill(root, point) {
+            Ok(()) => Ok(copy),
+            Err(error) => {
+                copy.remove();
+                Err(error)
+            }
         }
-        made.map(|()| copy)
+    }
+
+    /// Leaves nothing behind.
+    fn remove(&self) {
+        if let Err(error) = fs::remove_dir_all(&self.place) {
+            tracing::warn!(%error, "{} could not be removed", self.place.display());
+        }
     }
 
     fn fill(&mut self, root: &Path, point: &Point) -> Result<(), BackupError> {
@@ -171,7 +183,7 @@ impl Copy {
             let layout = layout.ok_or_else(|| BackupError::Data(DataError::Foreign(from.clone())))?;
             if layout.start(segment + 1) <= point.end {
                 self.link(&from, &into)?;
-            } else if layout.start(*segment) < point.end {
+            } else if layout.start(*segment) <= point.end {
                 let copied = copy_up_to(&journal, layout, *segment, point.end, &into);
                 self.count(copied.map_err(|error| BackupError::Io(into, error))?);
             }

@@ -1,7 +1,7 @@
 //! `kurir check`: what a data directory holds, and whether all of it is whole. It reads and changes nothing, unless it
 //! is asked to repair.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::{Path, PathBuf};
 
@@ -16,8 +16,8 @@ use crate::salvage::{self, Damage, Survey};
 use crate::segment::{self, Layout};
 use crate::snapshot::Item;
 use crate::state::State;
-use crate::store::{self, Store, StoreError, WorkError};
-use crate::texts::{self, Texts};
+use crate::store::{Store, StoreError, WorkError};
+use crate::texts::Texts;
 
 /// Texts are read in portions of this many messages.
 const TEXTS_AT_ONCE: usize = 4096;
@@ -92,8 +92,8 @@ impl From<DataError> for CheckError {
 struct Found {
     layout: Layout,
     segments: BTreeSet<u64>,
-    /// Segments whose header is damaged.
-    headers: Vec<u64>,
+    /// Segments of which more is wrong than a record, and what.
+    broken: BTreeMap<u64, &'static str>,
     checkpoint: Option<Checkpoint>,
     /// What is damaged of the checkpoint.
     salvage: Option<Salvage>,
@@ -110,14 +110,16 @@ pub fn check(root: &Path, repair: bool) -> Result<Report, CheckError> {
     if !data::exists(root) {
         return Err(CheckError::NoData(root.to_owned()));
     }
-    let directory = DataDirectory::open_existing(root)?;
+    let directory = DataDirectory::look_at(root)?;
     let (journal, checkpoints) = (directory.journal(), directory.checkpoints());
     let found = look(&journal, &checkpoints)?;
     let damage = describe(&found, &journal, &checkpoints)?;
     let lost = lost_messages(&found, &journal);
     let files = file_problems(&directory, &found.state);
+    let is_torn = recovery::begins_record(&journal, found.layout, found.survey.end)
+        .map_err(|error| DataError::Io(journal.clone(), error))?;
     let kept = if repair && !(damage.is_empty() && lost.is_empty()) {
-        let kept = put_right(&found, &journal, &checkpoints)?;
+        let kept = put_right(&found, &lost, &journal, &checkpoints)?;
         // The rest is done as a server does it.
         drop(directory);
         drop_messages(root, &lost)?;
@@ -125,8 +127,6 @@ pub fn check(root: &Path, repair: bool) -> Result<Report, CheckError> {
     } else {
         None
     };
-    let is_torn = recovery::begins_record(&journal, found.layout, found.survey.end)
-        .map_err(|error| DataError::Io(journal.clone(), error))?;
     let Found { segments, checkpoint, survey, state, .. } = found;
     let changes = survey.changes;
     Ok(Report { root: root.to_owned(), segments, checkpoint, changes, is_torn, state, damage, lost, files, kept })
@@ -138,22 +138,40 @@ fn look(journal: &Path, checkpoints: &Path) -> Result<Found, DataError> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
         listed => listed.map_err(|error| DataError::Io(checkpoints.to_owned(), error))?.pop_last(),
     };
-    let of_checkpoint = newest.map(|number| checkpoint::header(checkpoints, number)).transpose()?;
-    let (mut layout, mut headers) = (of_checkpoint.map(|(layout, _)| layout), Vec::new());
+    let of_checkpoint = match newest {
+        None => None,
+        Some(number) => Some(match checkpoint::header(checkpoints, number) {
+            // It stands in the file once more.
+            Err(DataError::Damaged(..)) => {
+                checkpoint::salvage(checkpoints, number, |_| {}).map(|salvage| (salvage.layout, salvage.lsn))?
+            }
+            header => header?,
+        }),
+    };
+    let mut layout = of_checkpoint.map(|(layout, _)| layout);
+    let mut broken = BTreeMap::new();
     for number in &segments {
         let path = Layout::path(journal, *number);
         match segment::header_of(journal, *number).map_err(|error| DataError::Io(path.clone(), error))? {
             Some(found) if *layout.get_or_insert(found) == found => {}
             Some(_) => return Err(DataError::Foreign(path)),
-            None => headers.push(*number),
+            None if segment::is_other_version(journal, *number) => return Err(DataError::Foreign(path)),
+            None => drop(broken.insert(*number, "the header of a segment")),
         }
     }
     let layout = layout.ok_or_else(|| DataError::Foreign(Layout::path(journal, 1)))?;
     let from = of_checkpoint.map_or(layout.first(), |(_, lsn)| lsn);
-    let (first, before) = (layout.segment(from), layout.segment(Lsn(from.0.saturating_sub(1))));
-    if !segments.contains(&first) && !segments.contains(&before) {
-        return Err(DataError::Missing(Layout::path(journal, first)));
+    for number in &segments {
+        if segment::cut_short(journal, layout, *number).is_some() {
+            broken.insert(*number, "a segment that has not its size");
+        }
     }
+    // Behind a checkpoint at the very end of a segment there need not be another.
+    let first = layout.segment(from);
+    let is_end = layout.start(first) == from && segments.range(first..).next().is_none();
+    let last = segments.last().copied().unwrap_or(first).max(first);
+    let missing = (first..=last).filter(|number| !is_end && !segments.contains(number));
+    broken.extend(missing.map(|number| (number, "a segment that is missing")));
     let mut state = State::new(layout.segment_bytes);
     let (mut checkpoint, mut salvaged) = (None, None);
     if let Some(number) = newest {
@@ -170,7 +188,7 @@ fn look(journal: &Path, checkpoints: &Path) -> Result<Found, DataError> {
     }
     let survey = salvage::survey(journal, layout, &segments, from, |change, place| state.apply(change, place))?;
     state.take_freed_files();
-    Ok(Found { layout, segments, headers, checkpoint, salvage: salvaged, survey, state })
+    Ok(Found { layout, segments, broken, checkpoint, salvage: salvaged, survey, state })
 }
 
 /// Everything that is damaged in the journal and its checkpoint.
@@ -178,16 +196,16 @@ fn describe(found: &Found, journal: &Path, checkpoints: &Path) -> Result<Vec<Dam
     let mut damage = Vec::new();
     if let (Some(salvage), Some(checkpoint)) = (&found.salvage, &found.checkpoint) {
         let path = checkpoint::path(checkpoints, checkpoint.number);
-        damage.extend(salvage.damage.iter().map(|range| Damage {
+        damage.extend(salvage.damage.iter().map(|(range, what)| Damage {
             path: path.clone(),
             byte: range.start,
             bytes: range.end - range.start,
-            what: "part of a checkpoint".to_owned(),
+            what: what.clone(),
         }));
     }
-    for segment in &found.headers {
+    for (segment, what) in &found.broken {
         let path = Layout::path(journal, *segment);
-        damage.push(Damage { path, byte: 0, bytes: 0, what: "the header of a segment".to_owned() });
+        damage.push(Damage { path, byte: 0, bytes: 0, what: (*what).to_owned() });
     }
     for range in &found.survey.damage {
         let described = salvage::describe(journal, found.layout, range);
@@ -208,19 +226,8 @@ fn lost_messages(found: &Found, journal: &Path) -> Vec<LostMessage> {
     let mut lost = Vec::new();
     for some in waiting.chunks(TEXTS_AT_ONCE) {
         let places: Vec<Place> = some.iter().map(|(place, ..)| *place).collect();
-        let records = reader.read(&places).ok();
-        let mut rest = records.as_deref();
-        for (place, user, sent, id) in some {
-            let record = match &mut rest {
-                Some(bytes) => {
-                    let (record, later) = bytes.split_at(place.bytes as usize);
-                    *bytes = later;
-                    record.to_vec()
-                }
-                // Something among them cannot be read at all; which, is found one by one.
-                None => reader.read(&[*place]).unwrap_or_default(),
-            };
-            if texts::message(&record, found.layout.salt, *place).is_none() {
+        for ((place, user, sent, id), record) in some.iter().zip(reader.read_each(&places)) {
+            if record.is_none() {
                 let name = found.state.user(*user).map(|user| user.name.clone()).unwrap_or_default();
                 let path = Layout::path(journal, found.layout.segment(place.lsn));
                 let byte = found.layout.offset(place.lsn);
@@ -243,8 +250,20 @@ fn file_problems(directory: &DataDirectory, state: &State) -> Vec<FileProblem> {
 }
 
 /// Replaces damaged files by what is good of them.
-fn put_right(found: &Found, journal: &Path, checkpoints: &Path) -> Result<Vec<PathBuf>, DataError> {
-    let mut kept = salvage::repair(journal, found.layout, &found.survey.damage, &found.headers)?;
+fn put_right(
+    found: &Found,
+    lost: &[LostMessage],
+    journal: &Path,
+    checkpoints: &Path,
+) -> Result<Vec<PathBuf>, DataError> {
+    let mut kept = salvage::repair(journal, found.layout, &found.survey.damage, found.broken.keys().copied())?;
+    // Those that only texts are lost of stay as they are for now, and go when nothing else is in them.
+    let with_lost: BTreeSet<&PathBuf> = lost.iter().map(|message| &message.path).collect();
+    for path in with_lost.into_iter().filter(|path| path.exists()) {
+        if !kept.iter().any(|kept| kept.file_stem() == path.file_name()) {
+            kept.push(salvage::keep(path).map_err(|error| DataError::Io(path.clone(), error))?);
+        }
+    }
     if let (Some(_), Some(Checkpoint { number, lsn, .. })) = (&found.salvage, found.checkpoint) {
         let path = checkpoint::path(checkpoints, number);
         let mut items = Vec::new();
@@ -272,14 +291,15 @@ fn drop_messages(root: &Path, lost: &[LostMessage]) -> Result<(), CheckError> {
     let mut store = Store::open(root, Limits::default().segment_bytes, Sync::Always).map_err(CheckError::Store)?;
     for message in lost {
         let change = Change::Delivered { user: message.user, first: message.sent, last: message.sent };
+        if store.log.must_wait() {
+            store.commit().map_err(CheckError::Work)?;
+        }
         if store.log.append(&change, Need::Less).is_err() {
             let full = std::io::ErrorKind::StorageFull.into();
             return Err(CheckError::Work(WorkError::Journal(store.directory.journal(), full)));
         }
     }
-    if let Some(batch) = store.log.take_batch() {
-        store::write(&mut store.disk.journal, vec![batch], Sync::Always).map_err(CheckError::Work)?;
-    }
+    store.commit().map_err(CheckError::Work)?;
     let closed = store.disk.journal.close();
     closed.map_err(|error| CheckError::Work(WorkError::Journal(store.directory.journal(), error)))
 }

@@ -3,7 +3,8 @@
 //! A file opens with 44 bytes: `kurirchk`, the version (4 bytes), the journal's salt (4) and segment size (8), the
 //! checkpoint's number (8), the position up to which it holds the journal (8), and the CRC-32C of these (4). Records
 //! follow, framed as in the journal; their positions count from the start of the file, and their bodies are encoded
-//! [`Item`]s, of which the last is [`Item::End`].
+//! [`Item`]s, of which the last is [`Item::End`]. Behind them the first 44 bytes stand once more: without them a repair
+//! could do nothing with the rest.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
@@ -15,7 +16,7 @@ use std::path::{Path, PathBuf};
 use crate::change::Lsn;
 use crate::data::{self, DataError};
 use crate::field::{Fields, Put};
-use crate::record::{self, Records};
+use crate::record::{self, BODY_BYTES_MAX, Records};
 use crate::segment::{Layout, VERSION, remove};
 use crate::snapshot::Item;
 
@@ -83,6 +84,7 @@ pub fn write(
 pub struct Writer {
     file: File,
     salt: u32,
+    header: Vec<u8>,
     buffer: Vec<u8>,
     /// Where `buffer` stands in the file.
     start: u64,
@@ -100,7 +102,7 @@ impl Writer {
         lsn.put(&mut buffer);
         let sum = crc32c::crc32c(&buffer);
         sum.put(&mut buffer);
-        Ok(Self { file, salt: layout.salt, buffer, start: 0, items: 0 })
+        Ok(Self { file, salt: layout.salt, header: buffer.clone(), buffer, start: 0, items: 0 })
     }
 
     /// Appends an item.
@@ -109,7 +111,11 @@ impl Writer {
     /// What the disk said.
     pub fn put(&mut self, item: &Item<'_>) -> io::Result<()> {
         let at = Lsn(self.start + self.buffer.len() as u64);
-        record::append(&mut self.buffer, self.salt, at, |body| item.encode(body));
+        let place = record::append(&mut self.buffer, self.salt, at, |body| item.encode(body));
+        if place.bytes as usize > BODY_BYTES_MAX {
+            // It could not be read again.
+            return Err(io::Error::other("a list in the state is too long for a checkpoint"));
+        }
         self.items += 1;
         if self.buffer.len() >= WRITE_BYTES { self.flush() } else { Ok(()) }
     }
@@ -123,6 +129,7 @@ impl Writer {
 
     fn finish(mut self) -> io::Result<u64> {
         self.put(&Item::End { items: self.items })?;
+        self.buffer.extend_from_slice(&self.header);
         self.flush()?;
         self.file.sync_all()?;
         Ok(self.start)
@@ -135,11 +142,20 @@ impl Writer {
 /// [`DataError`]
 pub fn header(directory: &Path, number: u64) -> Result<(Layout, Lsn), DataError> {
     let path = path(directory, number);
-    let mut header = Vec::new();
-    let read = File::open(&path).and_then(|file| file.take(HEADER_BYTES as u64).read_to_end(&mut header));
-    read.map_err(|error| DataError::Io(path.clone(), error))?;
-    let known = read_header(&header).filter(|(_, found, _)| *found == number);
-    known.map(|(layout, _, lsn)| (layout, lsn)).ok_or(DataError::Foreign(path))
+    let failed = |error| DataError::Io(path.clone(), error);
+    let mut file = File::open(&path).map_err(failed)?;
+    let mut read_at = |from: SeekFrom| {
+        let mut header = Vec::new();
+        file.seek(from)?;
+        Read::by_ref(&mut file).take(HEADER_BYTES as u64).read_to_end(&mut header)?;
+        Ok(read_header(&header).filter(|(_, found, _)| *found == number))
+    };
+    let first = read_at(SeekFrom::Start(0)).map_err(failed)?;
+    if let Some((layout, _, lsn)) = first {
+        return Ok((layout, lsn));
+    }
+    let second = read_at(SeekFrom::End(-(HEADER_BYTES as i64))).ok().flatten();
+    Err(if second.is_some() { DataError::Damaged(path, 0) } else { DataError::Foreign(path) })
 }
 
 /// Reads checkpoint `number` and shows its items.
@@ -158,7 +174,8 @@ pub fn read(directory: &Path, number: u64, mut show: impl FnMut(&Item<'_>)) -> R
         match Item::decode(body) {
             // Whatever might follow is not part of it.
             Some(Item::End { items }) if items == count => {
-                return Ok((layout, Checkpoint { number, lsn, bytes: place.end().0 }));
+                let bytes = place.end().0 + HEADER_BYTES as u64;
+                return check_trailer(&path, bytes).map(|()| (layout, Checkpoint { number, lsn, bytes }));
             }
             Some(item) => show(&item),
             None => return Err(DataError::Foreign(path)),
@@ -168,6 +185,17 @@ pub fn read(directory: &Path, number: u64, mut show: impl FnMut(&Item<'_>)) -> R
     Err(DataError::Damaged(path, records.at().0))
 }
 
+/// Makes sure that the file ends with its beginning.
+fn check_trailer(path: &Path, bytes: u64) -> Result<(), DataError> {
+    let failed = |error| DataError::Io(path.to_owned(), error);
+    let mut file = File::open(path).map_err(failed)?;
+    let (mut first, mut last) = (Vec::new(), Vec::new());
+    Read::by_ref(&mut file).take(HEADER_BYTES as u64).read_to_end(&mut first).map_err(failed)?;
+    file.seek(SeekFrom::Start(bytes - HEADER_BYTES as u64)).map_err(failed)?;
+    file.read_to_end(&mut last).map_err(failed)?;
+    if first == last { Ok(()) } else { Err(DataError::Damaged(path.to_owned(), bytes - HEADER_BYTES as u64)) }
+}
+
 /// What can be read of a damaged checkpoint.
 #[derive(Debug)]
 pub struct Salvage {
@@ -175,8 +203,8 @@ pub struct Salvage {
     pub layout: Layout,
     /// The position up to which it holds the journal.
     pub lsn: Lsn,
-    /// The bytes that cannot be read.
-    pub damage: Vec<Range<u64>>,
+    /// The bytes that cannot be read, and what they may have been.
+    pub damage: Vec<(Range<u64>, String)>,
 }
 
 /// Shows every item of checkpoint `number` that is whole.
@@ -186,30 +214,53 @@ pub struct Salvage {
 pub fn salvage(directory: &Path, number: u64, mut show: impl FnMut(&Item<'_>)) -> Result<Salvage, DataError> {
     let path = path(directory, number);
     let bytes = fs::read(&path).map_err(|error| DataError::Io(path.clone(), error))?;
-    let known = bytes.get(..HEADER_BYTES).and_then(read_header).filter(|(_, found, _)| *found == number);
-    let (layout, _, lsn) = known.ok_or(DataError::Foreign(path))?;
-    let mut damage = Vec::new();
+    let (first, records) = bytes.split_at(HEADER_BYTES.min(bytes.len()));
+    let last = records.len().saturating_sub(HEADER_BYTES);
+    let [first, last] = [first, &records[last..]].map(|header| read_header(header).filter(|found| found.1 == number));
+    let (layout, _, lsn) = first.or(last).ok_or(DataError::Foreign(path))?;
+    let header_range = 0..HEADER_BYTES as u64;
+    let mut damage: Vec<(Range<u64>, String)> =
+        first.is_none().then(|| (header_range, "the beginning of a checkpoint".to_owned())).into_iter().collect();
+    let bytes = &bytes[..bytes.len() - if last.is_some() { HEADER_BYTES } else { 0 }];
     let body_at = |at: usize| record::body_at(bytes.get(at..)?, layout.salt, Lsn(at as u64));
     let (mut at, mut is_ended) = (HEADER_BYTES, false);
     while at < bytes.len() {
         let Some(body) = body_at(at) else {
             let next = (at + 1..bytes.len()).find(|next| body_at(*next).is_some()).unwrap_or(bytes.len());
-            damage.push(at as u64..next as u64);
+            let body = bytes.get(at + record::HEADER_BYTES..next).unwrap_or_default();
+            damage.push((at as u64..next as u64, Item::decode(body).map_or(UNKNOWN.to_owned(), |item| say(&item))));
             at = next;
             continue;
         };
         match Item::decode(body) {
             Some(Item::End { .. }) => is_ended = true,
             Some(item) => show(&item),
-            None => damage.push(at as u64..(at + record::HEADER_BYTES + body.len()) as u64),
+            None => damage.push((at as u64..(at + record::HEADER_BYTES + body.len()) as u64, UNKNOWN.to_owned())),
         }
         at += record::HEADER_BYTES + body.len();
     }
     if !is_ended && damage.is_empty() {
         // Cut off between two records.
-        damage.push(at as u64..at as u64);
+        damage.push((at as u64..at as u64, "the end of a checkpoint".to_owned()));
+    } else if last.is_none() && damage.is_empty() {
+        damage.push((at as u64..at as u64, "what stands behind the end of a checkpoint".to_owned()));
     }
     Ok(Salvage { layout, lsn, damage })
+}
+
+const UNKNOWN: &str = "part of a checkpoint";
+
+/// What a damaged item seems to be.
+fn say(item: &Item<'_>) -> String {
+    match item {
+        Item::Counters { .. } | Item::End { .. } => UNKNOWN.to_owned(),
+        Item::User { name, .. } => format!("perhaps the account {name}"),
+        Item::Session { .. } => "perhaps a login".to_owned(),
+        Item::Group { name, .. } => format!("perhaps the group {name}"),
+        Item::File { name, .. } => format!("perhaps the file {name}"),
+        Item::Listing { name, .. } => format!("perhaps that somebody lists the file {name}"),
+        Item::Entries { user, entries } => format!("perhaps {} waiting messages of user {}", entries.len(), user.0),
+    }
 }
 
 fn read_header(header: &[u8]) -> Option<(Layout, u64, Lsn)> {

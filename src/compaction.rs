@@ -4,7 +4,7 @@
 //! It runs on a thread of its own, and is a replay into a state of its own: nothing is shared with the loop, which goes on
 //! meanwhile. A crash at any point of it leaves the last checkpoint and all that is needed with it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use crate::change::{Lsn, Place, UserId};
@@ -13,12 +13,12 @@ use crate::data::DataError;
 use crate::recovery;
 use crate::segment::{self, Layout};
 use crate::state::State;
-use crate::texts::{self, Texts};
+use crate::texts::Texts;
 
 /// Segments that there may be beside twice what is needed: one that is written, those made ready behind it, and one over.
 const SEGMENTS_OVER: u64 = 4;
-/// Of so many segments' worth of messages are written again after one compaction, so that it takes little memory.
-const RELOCATED_SEGMENTS_MAX: u64 = 2;
+/// So much is written again after one compaction at most, so that it takes little memory.
+const RELOCATED_BYTES_MAX: u64 = 32 * 1024 * 1024;
 
 /// How many segments there may be when so many bytes of messages wait.
 #[must_use]
@@ -33,10 +33,8 @@ pub struct CompactionJob {
     pub upto: Lsn,
     /// The last checkpoint.
     pub last: Option<Checkpoint>,
-    /// The segments that are in use.
+    /// The segments that are in use, or made ready.
     pub segments: Vec<u64>,
-    /// How many there are with those that are not.
-    pub count: u64,
 }
 
 /// What came of it.
@@ -59,6 +57,12 @@ pub struct Relocation {
     pub holders: Vec<UserId>,
     /// Its record.
     pub record: Vec<u8>,
+}
+
+/// About what a message takes when it is written again.
+fn bytes_again(place: Place, holders: &[UserId]) -> u64 {
+    const HOLDER_BYTES: u64 = 4;
+    u64::from(place.bytes) + holders.len() as u64 * HOLDER_BYTES
 }
 
 /// Does it.
@@ -95,8 +99,7 @@ impl Compactor {
         });
         match written {
             Ok(checkpoint) => {
-                let relocations = self.relocations(&state, job)?;
-                Ok(Compacted { checkpoint: Some(checkpoint), relocations })
+                Ok(Compacted { checkpoint: Some(checkpoint), relocations: self.relocations(&state, job) })
             }
             Err(error) if segment::is_full(&error) => Ok(Compacted { checkpoint: None, relocations: Vec::new() }),
             Err(error) => Err(DataError::Io(checkpoint::path(&self.checkpoints, number), error)),
@@ -104,24 +107,22 @@ impl Compactor {
     }
 
     /// What is needed of the segments that are needed least, as far as there are too many.
-    fn relocations(&self, state: &State, job: &CompactionJob) -> Result<Vec<Relocation>, DataError> {
+    fn relocations(&self, state: &State, job: &CompactionJob) -> Vec<Relocation> {
         let segment_bytes = self.layout.segment_bytes;
         let usage = state.usage();
         let covered = job.segments.iter().copied().filter(|segment| *segment < self.layout.segment(job.upto));
         let (dead, mut used): (Vec<u64>, Vec<u64>) = covered.partition(|segment| usage.of(*segment).entries == 0);
-        used.sort_unstable_by_key(|segment| usage.of(*segment).live);
+        used.sort_unstable_by_key(|segment| usage.of(*segment).live());
         // One fewer than there may be, so that this is not to be done again at once.
-        let excess = (job.count - dead.len() as u64).saturating_sub(segments_max(usage.live(), segment_bytes) - 1);
-        let mut left = RELOCATED_SEGMENTS_MAX * segment_bytes;
-        let is_worth_it = |segment: &u64| {
-            let live = usage.of(*segment).live;
-            let fits = left.checked_sub(live).filter(|_| live * 2 <= segment_bytes);
-            fits.inspect(|rest| left = *rest).is_some()
-        };
-        let chosen: Vec<u64> =
-            used.into_iter().take(usize::try_from(excess).unwrap_or(usize::MAX)).take_while(is_worth_it).collect();
+        let most = segments_max(usage.live(), segment_bytes) - 1;
+        let excess = ((job.segments.len() - dead.len()) as u64).saturating_sub(most);
+        let chosen: BTreeSet<u64> = used
+            .into_iter()
+            .take(usize::try_from(excess).unwrap_or(usize::MAX))
+            .take_while(|segment| usage.of(*segment).live() * 2 <= segment_bytes)
+            .collect();
         if chosen.is_empty() {
-            return Ok(Vec::new());
+            return Vec::new();
         }
         let mut holders: BTreeMap<(Place, Lsn), Vec<UserId>> = BTreeMap::new();
         for (user, mailbox) in state.mailboxes() {
@@ -134,27 +135,36 @@ impl Compactor {
                 }
             }
         }
+        // Of messages that wait in a little more than half of their mailboxes, all must be written again.
+        let mut written: BTreeMap<u64, u64> = BTreeMap::new();
+        for ((place, _), holders) in &holders {
+            *written.entry(self.layout.segment(place.lsn)).or_default() += bytes_again(*place, holders);
+        }
+        let is_worth_it = |segment: u64| {
+            chosen.contains(&segment) && written.get(&segment).is_none_or(|bytes| bytes * 4 <= segment_bytes * 3)
+        };
+        holders.retain(|(place, _), _| {
+            is_worth_it(self.layout.segment(place.lsn)) || is_worth_it(self.layout.segment(Lsn(place.end().0 - 1)))
+        });
         self.read(holders)
     }
 
-    fn read(&self, holders: BTreeMap<(Place, Lsn), Vec<UserId>>) -> Result<Vec<Relocation>, DataError> {
-        let places: Vec<Place> = holders.keys().map(|(place, _)| *place).collect();
-        let mut reader = Texts::new(self.journal.clone(), self.layout);
-        let records = reader.read(&places).map_err(|error| DataError::Io(self.journal.clone(), error))?;
-        let mut rest = &*records;
-        let mut relocations = Vec::with_capacity(places.len());
-        for ((place, sent), holders) in holders {
-            let (record, later) = rest.split_at(place.bytes as usize);
-            rest = later;
-            // One that cannot be read stays where it is, and keeps its segment; whoever asks for it is told.
-            if texts::message(record, self.layout.salt, place).is_some() {
-                relocations.push(Relocation { place, sent, holders, record: record.to_vec() });
-            } else {
-                let path = Layout::path(&self.journal, self.layout.segment(place.lsn));
-                let byte = self.layout.offset(place.lsn);
-                tracing::error!(byte, "a message cannot be read in {}; see `kurir check --repair`", path.display());
-            }
-        }
-        Ok(relocations)
+    /// The oldest of these messages, as many as may be held in memory.
+    fn read(&self, holders: BTreeMap<(Place, Lsn), Vec<UserId>>) -> Vec<Relocation> {
+        let mut left = RELOCATED_BYTES_MAX;
+        let some: Vec<_> = holders
+            .into_iter()
+            .take_while(|((place, _), holders)| {
+                let rest = left.checked_sub(bytes_again(*place, holders));
+                left = rest.unwrap_or(0);
+                rest.is_some()
+            })
+            .collect();
+        let places: Vec<Place> = some.iter().map(|((place, _), _)| *place).collect();
+        let records = Texts::new(self.journal.clone(), self.layout).read_each(&places);
+        // One that is not there any more has been read meanwhile, and its segment freed. One that is damaged stays where it
+        // is, and whoever asks for it is told.
+        let found = some.into_iter().zip(records).filter_map(|(known, record)| Some((known, record?)));
+        found.map(|(((place, sent), holders), record)| Relocation { place, sent, holders, record }).collect()
     }
 }

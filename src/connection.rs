@@ -62,6 +62,8 @@ pub enum CloseReason {
     ServerFull,
     /// A stored file could not be read to its end.
     FileUnreadable,
+    /// It was a backup that kept a full disk from getting room.
+    DiskFull,
     /// The server stops.
     ServerStops,
 }
@@ -74,6 +76,7 @@ impl fmt::Display for CloseReason {
             Self::LineWithoutEnd => "line without end",
             Self::ServerFull => "server full",
             Self::FileUnreadable => "stored file unreadable",
+            Self::DiskFull => "disk full",
             Self::ServerStops => "server stops",
         })
     }

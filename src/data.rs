@@ -40,7 +40,11 @@ impl fmt::Display for DataError {
             }
             Self::Io(path, error) => write!(f, "{}: {error}", path.display()),
             Self::Foreign(path) => {
-                write!(f, "{} is not a journal file that this version of kurir knows", path.display())
+                write!(
+                    f,
+                    "{} is not a journal file that this version of kurir knows; if it was, `kurir check --repair` may keep what is good",
+                    path.display()
+                )
             }
             Self::Damaged(path, byte) => write!(
                 f,
@@ -61,6 +65,9 @@ impl DataDirectory {
     /// [`DataError`]
     pub fn open(root: &Path) -> Result<Self, DataError> {
         make(root).map_err(|error| DataError::Io(root.to_owned(), error))?;
+        // Its name must be as durable as what is in it.
+        let parent = root.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        sync(parent).map_err(|error| DataError::Io(parent.to_owned(), error))?;
         let directory = Self::lock(root)?;
         for part in [directory.journal(), directory.checkpoints(), directory.files(), directory.incoming()] {
             make(&part).map_err(|error| DataError::Io(part.clone(), error))?;
@@ -71,12 +78,18 @@ impl DataDirectory {
         Ok(directory)
     }
 
-    /// Takes a directory that is there, and makes nothing in it.
+    /// Takes a directory that is there, and changes nothing in it.
     ///
     /// # Errors
     /// [`DataError`]
-    pub fn open_existing(root: &Path) -> Result<Self, DataError> {
-        Self::lock(root)
+    pub fn look_at(root: &Path) -> Result<Self, DataError> {
+        let path = root.join("lock");
+        let mut lock = match File::open(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Self::lock(root),
+            opened => opened.map_err(|error| DataError::Io(path.clone(), error))?,
+        };
+        take(&mut lock, root, &path)?;
+        Ok(Self { root: root.to_owned(), _lock: lock })
     }
 
     fn lock(root: &Path) -> Result<Self, DataError> {
@@ -90,15 +103,7 @@ impl DataDirectory {
             .mode(0o600)
             .open(&path)
             .map_err(failed)?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                let mut owner = String::new();
-                let known = lock.read_to_string(&mut owner).ok().and_then(|_| owner.trim().parse().ok());
-                return Err(DataError::InUse(root.to_owned(), known));
-            }
-            Err(TryLockError::Error(error)) => return Err(failed(error)),
-        }
+        take(&mut lock, root, &path)?;
         lock.set_len(0)
             .and_then(|()| lock.rewind())
             .and_then(|()| writeln!(lock, "{}", std::process::id()))
@@ -132,6 +137,19 @@ impl DataDirectory {
 
     fn incoming(&self) -> PathBuf {
         self.files().join("incoming")
+    }
+}
+
+/// Locks the lock file, or says who has it.
+fn take(lock: &mut File, root: &Path, path: &Path) -> Result<(), DataError> {
+    match lock.try_lock() {
+        Ok(()) => Ok(()),
+        Err(TryLockError::WouldBlock) => {
+            let mut owner = String::new();
+            let known = lock.read_to_string(&mut owner).ok().and_then(|_| owner.trim().parse().ok());
+            Err(DataError::InUse(root.to_owned(), known))
+        }
+        Err(TryLockError::Error(error)) => Err(DataError::Io(path.to_owned(), error)),
     }
 }
 
@@ -174,5 +192,5 @@ pub fn sync(directory: &Path) -> io::Result<()> {
 /// True when `root` looks like a data directory that was used before.
 #[must_use]
 pub fn exists(root: &Path) -> bool {
-    fs::metadata(root.join("lock")).is_ok()
+    fs::metadata(root.join("lock")).is_ok() || fs::metadata(journal(root)).is_ok()
 }

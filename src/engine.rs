@@ -274,6 +274,7 @@ impl Engine {
         self.service.expire_sessions();
         self.service.collect_removals();
         self.service.keep_up(host);
+        self.end_holds_on_a_full_disk();
         self.submit_batch(host);
         for id in std::mem::take(&mut self.unflushed) {
             self.flush(id, host);
@@ -318,6 +319,18 @@ impl Engine {
             Completion::Texts(done) => self.texts_read(done, host),
             Completion::Password(done) => self.password_done(&done, host),
             Completion::File(done) => self.file_done(done, host),
+        }
+    }
+
+    /// A backup that is being made keeps what could make room, and one can be made again.
+    fn end_holds_on_a_full_disk(&mut self) {
+        if !self.service.upkeep.is_held() || !self.service.log.is_full() {
+            return;
+        }
+        for (_, connection) in &self.connections {
+            if connection.is_holding {
+                self.closed.push((connection.id, CloseReason::DiskFull));
+            }
         }
     }
 

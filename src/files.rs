@@ -243,7 +243,8 @@ impl FileStore {
     }
 }
 
-fn is_busy(error: &io::Error) -> bool {
+/// There are too many open files, for now.
+pub(crate) fn is_busy(error: &io::Error) -> bool {
     let code = error.raw_os_error().map(Errno::from_raw_os_error);
     matches!(code, Some(Errno::MFILE | Errno::NFILE))
 }

@@ -8,6 +8,7 @@ use std::io;
 use crate::change::{Change, Message, Place, UserId};
 use crate::connection::{Connection, ConnectionId, Delivery, Phase};
 use crate::engine::{Host, Job};
+use crate::files;
 use crate::mailbox::{Entry, Mailbox};
 use crate::record;
 use crate::refusal::Refusal;
@@ -98,6 +99,7 @@ impl Service {
     ) {
         let Inbox { spec, entries, claim, held, is_held } = inbox;
         self.claims.remove(&claim);
+        let is_busy = read.as_ref().is_err_and(files::is_busy);
         let failure = read.as_ref().err().map(ToString::to_string);
         let read = read.unwrap_or_default();
         let salt = self.log.layout().salt;
@@ -119,10 +121,12 @@ impl Service {
         drop(messages);
         // What is not where it was may have been written again elsewhere meanwhile, or have gone with its reader.
         let Some(first) = entries.first() else { return };
-        let now = self.state.user(claim.user).map(|user| user.mailbox.entry(first.sent()).map(Entry::place));
-        match now {
+        let mailbox = self.state.user(claim.user).map(|user| &user.mailbox);
+        let is_elsewhere = |entry: &Entry| mailbox.and_then(|mailbox| mailbox.entry(entry.sent())) != Some(entry);
+        match mailbox {
             None => self.refuse(connection, Refusal::InvalidToken, Some(spec)),
-            Some(place) if place != Some(first.place()) => self.deliver(connection, spec, claim.user, host),
+            Some(_) if entries.iter().any(is_elsewhere) => self.deliver(connection, spec, claim.user, host),
+            Some(_) if is_busy => self.refuse(connection, Refusal::ServerBusy, Some(spec)),
             Some(_) => {
                 let (lsn, segment) = (first.place().lsn, self.log.layout().segment(first.place().lsn));
                 let failure = failure.as_deref().unwrap_or("what is there is not what was written");

@@ -224,7 +224,7 @@ mod tests {
             let path = directory.path();
             let access = if is_direct { Access::probe(path).unwrap() } else { Access::Buffered };
             let mut store = SegmentStore::new(path.to_owned(), LAYOUT, access, 0, 0);
-            store.prepare().unwrap().unwrap();
+            store.prepare(0).unwrap().unwrap();
             let mut journal = Journal::open(path, LAYOUT, access, LAYOUT.first()).unwrap();
             let (mut written, mut number) = (Vec::new(), 0);
             for (index, (batches, size)) in sizes.into_iter().enumerate() {
@@ -245,7 +245,7 @@ mod tests {
                     batch
                 }).collect();
                 while LAYOUT.segment(end) > store.count() {
-                    journal.add(store.prepare().unwrap().unwrap());
+                    journal.add(store.prepare(0).unwrap().unwrap());
                 }
                 journal.write(&batches, Sync::Always).unwrap();
                 prop_assert_eq!(journal.synced(), end);
@@ -263,7 +263,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path();
         let mut store = SegmentStore::new(path.to_owned(), LAYOUT, Access::Buffered, 0, 0);
-        store.prepare().unwrap().unwrap();
+        store.prepare(0).unwrap().unwrap();
         // What a use of the segment before this one has left.
         let file = std::fs::OpenOptions::new().write(true).open(Layout::path(path, 1)).unwrap();
         file.write_all_at(&[0xee; 16 * 1024], BLOCK_BYTES as u64).unwrap();

@@ -12,11 +12,8 @@ const TAIL_BYTES: usize = 16 * 1024 * 1024;
 /// With more than this on its way to the disk, requests wait.
 const IN_FLIGHT_BYTES_MAX: u64 = 8 * 1024 * 1024;
 
-/// At most so much is kept back; see [`Log::reserve_bytes`].
-const RESERVE_BYTES_MAX: u64 = 256 * 1024;
-
 /// Changes that become durable together.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Default)]
 pub struct Batch {
     /// Batches are numbered in order.
     pub number: u64,
@@ -106,12 +103,19 @@ impl Log {
     /// The last of the room is kept for what lets people read and delete; see [`Need`].
     #[must_use]
     pub fn reserve_bytes(&self) -> u64 {
-        (self.layout.segment_bytes / 64).min(RESERVE_BYTES_MAX)
+        self.layout.segment_bytes / 16
     }
 
     /// With less room than this, requests wait; what they have begun may still be ended. A line is at most as long.
     #[must_use]
     pub fn wait_bytes(&self) -> u64 {
+        const OVERHEAD_BYTES: u64 = 4096;
+        self.layout.segment_bytes / 4 + self.reserve_bytes() + OVERHEAD_BYTES
+    }
+
+    /// The longest line that always finds room, as long as there is any.
+    #[must_use]
+    pub fn line_bytes_max(&self) -> u64 {
         self.layout.segment_bytes / 4
     }
 

@@ -1,6 +1,6 @@
 //! A mailbox: a queue of positions. The texts stay in the journal, where they were written.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::ops::Range;
 
 use crate::change::{Lsn, Place};
@@ -22,6 +22,8 @@ pub struct Entry {
 // A pending message takes this, and at most a third more for the room that a queue grows into.
 const _: () = assert!(size_of::<Entry>() == 24);
 
+/// Shares are counted in this part of a byte: a short message may wait in many mailboxes.
+const PARTS: u64 = 1 << 16;
 const SIZE_BITS: u32 = 27;
 const POWER_MAX: u32 = u32::BITS - 1;
 const SIZE_MASK: u32 = (1 << SIZE_BITS) - 1;
@@ -48,10 +50,11 @@ impl Entry {
         Place { lsn: self.lsn, bytes: self.size & SIZE_MASK }
     }
 
-    /// What this mailbox has of the record's size when it shares the record with others; together they have no more.
-    #[must_use]
-    pub fn share(&self) -> u64 {
-        u64::from((self.size & SIZE_MASK) >> (self.size >> SIZE_BITS))
+    /// What this mailbox has of the record's size when it shares the record with others, in parts of a byte; together they
+    /// have no more than the record.
+    fn share(&self) -> u64 {
+        let parts = u64::from(self.size & SIZE_MASK) * PARTS;
+        parts >> (self.size >> SIZE_BITS)
     }
 
     /// Its id in the mailbox that has given `last_id` last: it grows by message, and is never given twice.
@@ -185,9 +188,11 @@ pub struct Usage {
     /// The segment of the first of `segments`.
     first: u64,
     segments: VecDeque<SegmentUse>,
+    /// In parts of a byte, as in [`SegmentUse`].
     live: u64,
+    entries: u64,
     /// Those that lost their last entry.
-    emptied: Vec<u64>,
+    emptied: BTreeSet<u64>,
 }
 
 /// What is needed of one segment.
@@ -195,8 +200,16 @@ pub struct Usage {
 pub struct SegmentUse {
     /// Mailbox entries whose record begins or ends in it.
     pub entries: u64,
-    /// Their shares of their records, counted where the record begins.
-    pub live: u64,
+    /// Their shares of their records in parts of a byte, counted where the record begins.
+    live: u64,
+}
+
+impl SegmentUse {
+    /// The size of the messages that begin in it, as far as they wait: one that waits in half of its mailboxes counts half.
+    #[must_use]
+    pub fn live(&self) -> u64 {
+        self.live / PARTS
+    }
 }
 
 impl PartialEq for Usage {
@@ -214,7 +227,7 @@ impl Eq for Usage {}
 
 impl Usage {
     pub(crate) fn new(segment_bytes: u64) -> Self {
-        Self { segment_bytes, first: 0, segments: VecDeque::new(), live: 0, emptied: Vec::new() }
+        Self { segment_bytes, first: 0, segments: VecDeque::new(), live: 0, entries: 0, emptied: BTreeSet::new() }
     }
 
     /// What is needed of a segment.
@@ -227,16 +240,23 @@ impl Usage {
     /// The size of all messages that wait.
     #[must_use]
     pub fn live(&self) -> u64 {
-        self.live
+        self.live / PARTS
+    }
+
+    /// How many entries there are in all mailboxes.
+    #[must_use]
+    pub fn entries(&self) -> u64 {
+        self.entries
     }
 
     /// Segments that lost their last entry since this was last asked.
-    pub(crate) fn take_emptied(&mut self) -> Vec<u64> {
+    pub(crate) fn take_emptied(&mut self) -> BTreeSet<u64> {
         std::mem::take(&mut self.emptied)
     }
 
     pub(crate) fn add(&mut self, entry: &Entry) {
         self.live += entry.share();
+        self.entries += 1;
         let (begin, end) = self.span(entry);
         self.slot(begin).live += entry.share();
         for segment in begin..=end {
@@ -246,13 +266,14 @@ impl Usage {
 
     pub(crate) fn remove(&mut self, entry: &Entry) {
         self.live -= entry.share();
+        self.entries -= 1;
         let (begin, end) = self.span(entry);
         self.slot(begin).live -= entry.share();
         for segment in begin..=end {
             let slot = self.slot(segment);
             slot.entries -= 1;
             if slot.entries == 0 {
-                self.emptied.push(segment);
+                self.emptied.insert(segment);
             }
         }
         while self.segments.front() == Some(&SegmentUse::default()) {
@@ -319,9 +340,11 @@ mod tests {
     fn shares_of_a_record_are_never_more_than_the_record() {
         for holders in [1, 2, 3, 7, 8, 9, 100] {
             let all = Entry::new(1, place(9, 1000), holders).share() * holders as u64;
-            assert!((400..=1000).contains(&all), "{holders}");
+            assert!((500 * PARTS..=1000 * PARTS).contains(&all), "{holders}");
         }
-        assert_eq!(Entry::new(1, place(9, 1000), 0).share(), 1000);
+        // However short it is and however many there are.
+        assert!(Entry::new(1, place(9, 40), 60_000).share() > 0);
+        assert_eq!(Entry::new(1, place(9, 1000), 0).share(), 1000 * PARTS);
         assert_eq!(Entry::new(1, place(9, 1000), usize::MAX).place(), place(9, 1000));
     }
 
@@ -333,7 +356,7 @@ mod tests {
         }
         let (before, now) = mailbox.relocate(Lsn(100), place(900, 120), 1).unwrap();
         assert_eq!((before.place(), now.place()), (place(100, 100), place(900, 120)));
-        assert_eq!((before.share(), now.share()), (25, 120));
+        assert_eq!((before.share(), now.share()), (25 * PARTS, 120 * PARTS));
         let order: Vec<(u64, u64)> = mailbox.entries().iter().map(|entry| (entry.sent().0, entry.id(3))).collect();
         assert_eq!(order, [(0, 1), (100, 2), (200, 3)]);
         assert_eq!(mailbox.bytes(), 320);
@@ -346,7 +369,7 @@ mod tests {
         let [whole, straddling] = [Entry::new(1, place(5100, 100), 1), Entry::new(2, place(5950, 100), 2)];
         usage.add(&straddling);
         usage.add(&whole);
-        assert_eq!(usage.of(5), SegmentUse { entries: 2, live: 150 });
+        assert_eq!(usage.of(5), SegmentUse { entries: 2, live: 150 * PARTS });
         assert_eq!(usage.of(6), SegmentUse { entries: 1, live: 0 });
         assert_eq!(usage.live(), 150);
         usage.remove(&straddling);

@@ -175,8 +175,8 @@ impl Server {
         // A taken port leaves no data directory behind.
         let sockets = bind(&listen)?;
         let mut store = Store::open(&data, limits.segment_bytes, sync).map_err(ServerError::Store)?;
-        if store.log.wait_bytes() < limits.line_bytes_max {
-            return Err(ServerError::Lines(store.log.wait_bytes()));
+        if store.log.line_bytes_max() < limits.line_bytes_max {
+            return Err(ServerError::Lines(store.log.line_bytes_max()));
         }
         let mut hasher = Hasher::new().map_err(ServerError::Hash)?;
         if is_demo {

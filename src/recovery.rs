@@ -5,7 +5,7 @@
 //! nothing of it can ever be taken for what is written there next.
 
 use std::collections::BTreeSet;
-use std::fs;
+use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -17,6 +17,7 @@ use crate::checkpoint::{self, Checkpoint};
 use crate::data::{self, DataDirectory, DataError};
 use crate::record::{self, HEADER_BYTES, Records};
 use crate::segment::{self, Access, Layout, SegmentStore, Stream};
+use crate::snapshot::Item;
 use crate::state::State;
 
 /// A start that takes longer says how far it is, this often.
@@ -60,7 +61,18 @@ pub fn recover(root: &DataDirectory, access: Access, segment_bytes: u64) -> Resu
 
     let mut state = State::new(layout.segment_bytes);
     let checkpoint = match found.checkpoints.last() {
-        Some(newest) => Some(checkpoint::read(&checkpoints, *newest, |item| state.restore(item))?.1),
+        Some(newest) => {
+            let (started, mut last) = (Instant::now(), Instant::now());
+            let restore = |item: &Item<'_>| {
+                state.restore(item);
+                if last.elapsed() >= PROGRESS_EVERY {
+                    last = Instant::now();
+                    let seconds = started.elapsed().as_secs();
+                    info!(seconds, messages = state.usage().entries(), "reading the checkpoint");
+                }
+            };
+            Some(checkpoint::read(&checkpoints, *newest, restore)?.1)
+        }
         None => None,
     };
     let from = checkpoint.map_or(layout.first(), |checkpoint| checkpoint.lsn);
@@ -74,15 +86,24 @@ pub fn recover(root: &DataDirectory, access: Access, segment_bytes: u64) -> Resu
         return Err(DataError::Damaged(Layout::path(&journal, layout.segment(end)), layout.offset(end)));
     }
 
-    // What comes behind the end was made ready for later, or was written and never synced.
     let last = layout.segment(end);
+    // What was read may be in the page cache alone, and is told to others and built upon from now on.
+    for segment in found.segments.range(layout.segment(from)..=last) {
+        let path = Layout::path(&journal, *segment);
+        File::open(&path).and_then(|file| file.sync_data()).map_err(|error| DataError::Io(path, error))?;
+    }
+    data::sync(&checkpoints).map_err(|error| DataError::Io(checkpoints.clone(), error))?;
+
+    // What comes behind the end was made ready for later, or was written and never synced.
     let mut segments = found.segments;
-    for segment in segments.split_off(&(last + 1)) {
+    // From the last on, so that there is never a gap.
+    for segment in segments.split_off(&(last + 1)).into_iter().rev() {
         segment::remove(&Layout::path(&journal, segment)).map_err(failed)?;
     }
     data::sync(&journal).map_err(failed)?;
     let is_torn = begins_record(&journal, layout, end).map_err(failed)?;
     if segments.contains(&last) {
+        segment::own(&journal, last).map_err(failed)?;
         wipe(&journal, layout, end).map_err(failed)?;
     } else {
         prepare(&journal, layout, access, last)?;
@@ -114,7 +135,7 @@ fn begin(journal: &Path, access: Access, segment_bytes: u64) -> Result<Recovered
 
 fn prepare(journal: &Path, layout: Layout, access: Access, segment: u64) -> Result<(), DataError> {
     let failed = |error| DataError::Io(Layout::path(journal, segment), error);
-    let made = SegmentStore::new(journal.to_owned(), layout, access, segment - 1, 0).prepare().map_err(failed)?;
+    let made = SegmentStore::new(journal.to_owned(), layout, access, segment - 1, 0).prepare(0).map_err(failed)?;
     made.map(drop).ok_or_else(|| failed(io::ErrorKind::StorageFull.into()))
 }
 
@@ -145,19 +166,25 @@ impl Found {
             if *layout.get_or_insert(found) != found {
                 return Err(DataError::Foreign(path));
             }
+            // It had all its bytes before it had its name.
+            if let Some(bytes) = segment::cut_short(journal, found, *segment) {
+                return Err(DataError::Damaged(path, bytes));
+            }
         }
         Ok(Self { layout, segments, checkpoints: checkpoints_found })
     }
 
-    /// Makes sure that the segment is there in which reading begins.
+    /// Makes sure that the segments are there that are to be read: segments have no gaps between them from there on.
     fn check_is_there(&self, layout: Layout, from: Lsn, journal: &Path) -> Result<(), DataError> {
         let segment = layout.segment(from);
         // A checkpoint may end where a segment ends behind which there was no room for another.
-        let is_end = layout.start(segment) == from && self.segments.contains(&(segment - 1));
-        if self.segments.contains(&segment) || is_end {
-            return Ok(());
+        let is_end = layout.start(segment) == from && self.segments.range(segment..).next().is_none();
+        let last = self.segments.last().copied().unwrap_or(segment);
+        let missing = (segment..=last.max(segment)).find(|number| !self.segments.contains(number));
+        match missing.filter(|_| !is_end) {
+            None => Ok(()),
+            Some(missing) => Err(DataError::Missing(Layout::path(journal, missing))),
         }
-        Err(DataError::Missing(Layout::path(journal, segment)))
     }
 
     fn end(&self, layout: Layout) -> Lsn {
@@ -332,7 +359,7 @@ pub(crate) mod sample {
                 }
                 let batch = log.take_batch().unwrap();
                 while layout.segment(batch.end()) > store.count() {
-                    journal.add(store.prepare().unwrap().unwrap());
+                    journal.add(store.prepare(0).unwrap().unwrap());
                 }
                 starts.push(batch.start);
                 journal.write(std::slice::from_ref(&batch), Sync::Always).unwrap();
@@ -390,20 +417,18 @@ mod tests {
         let whole = fs::read(&path).unwrap();
         let (_, end) = sample.file(sample.places[5].end());
         for cut in start..end {
-            // The file ends there, or the rest of the write has not come.
-            let short = whole[..cut].to_vec();
-            let mut zero = short.clone();
-            zero.resize(whole.len(), 0);
-            for left in [short, zero] {
-                fs::write(&path, &left).unwrap();
-                let (users, recovered) = sample.users().unwrap();
-                assert_eq!(users[..4], [0, 1, 2, 3], "cut at {cut}");
-                assert!(users.len() < 6 || left == whole, "what was cut off ended in zeros");
-                // What was cut off is gone for good.
-                let again = sample.users().unwrap();
-                assert_eq!((again.0, again.1.end, again.1.is_torn), (users, recovered.end, false));
-                assert!(fs::read(&path).unwrap()[sample.file(recovered.end).1..].iter().all(|byte| *byte == 0));
-            }
+            let mut left = whole[..cut].to_vec();
+            fs::write(&path, &left).unwrap();
+            assert!(matches!(sample.users(), Err(DataError::Damaged(..))), "a segment is never short");
+            left.resize(whole.len(), 0);
+            fs::write(&path, &left).unwrap();
+            let (users, recovered) = sample.users().unwrap();
+            assert_eq!(users[..4], [0, 1, 2, 3], "cut at {cut}");
+            assert!(users.len() < 6 || left == whole, "what was cut off ended in zeros");
+            // What was cut off is gone for good.
+            let again = sample.users().unwrap();
+            assert_eq!((again.0, again.1.end, again.1.is_torn), (users, recovered.end, false));
+            assert!(fs::read(&path).unwrap()[sample.file(recovered.end).1..].iter().all(|byte| *byte == 0));
         }
     }
 
@@ -443,7 +468,7 @@ mod tests {
         let sample = Sample::new(8, 1500, true);
         let path = |segment| Layout::path(&sample.directory.journal(), segment);
         fs::rename(path(2), sample.root.path().join("away")).unwrap();
-        assert!(matches!(sample.users(), Err(DataError::Damaged(..))));
+        assert!(matches!(sample.users(), Err(DataError::Missing(found)) if found == path(2)));
         fs::rename(sample.root.path().join("away"), path(2)).unwrap();
         fs::rename(path(1), sample.root.path().join("away")).unwrap();
         assert!(matches!(sample.users(), Err(DataError::Missing(found)) if found == path(1)));
@@ -470,7 +495,7 @@ mod tests {
         let mut store = SegmentStore::new(directory.journal(), layout, Access::Buffered, 1, 1);
         let mut journal = Journal::open(&directory.journal(), layout, Access::Buffered, end).unwrap();
         let mut log = Log::new(layout, end);
-        let mut write = |log: &mut Log, journal: &mut Journal, user: u32| {
+        let write = |log: &mut Log, journal: &mut Journal, user: u32| {
             let bare = record::MARK_BYTES + HEADER_BYTES + 1 + 4 + 5 + 1;
             let name = format!("{user:04}{}", "x".repeat(BLOCK_BYTES - bare - 4));
             let change = Change::UserAdded { user: crate::change::UserId(user), name: &name, password_hash: "" };
@@ -484,7 +509,7 @@ mod tests {
         write(&mut log, &mut journal, 0);
         write(&mut log, &mut journal, 1);
         let used = fs::read(&first).unwrap();
-        journal.add(store.prepare().unwrap().unwrap());
+        journal.add(store.prepare(0).unwrap().unwrap());
         write(&mut log, &mut journal, 2);
         // The next write did not come; what the segment held in its earlier use is there instead.
         let second = Layout::path(&directory.journal(), 2);

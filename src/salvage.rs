@@ -153,7 +153,7 @@ fn say(change: &Change<'_>) -> String {
     }
 }
 
-/// Puts voids where the damage is, and headers where they are damaged. Says where the files are kept as they were.
+/// Puts voids where the damage is, and makes broken segments whole again. Says where the files are kept as they were.
 ///
 /// # Errors
 /// What the disk said, and where.
@@ -161,12 +161,12 @@ pub fn repair(
     journal: &Path,
     layout: Layout,
     damage: &[Range<Lsn>],
-    headers: &[u64],
+    broken: impl Iterator<Item = u64>,
 ) -> Result<Vec<PathBuf>, DataError> {
     let touched: BTreeSet<u64> = damage
         .iter()
         .flat_map(|range| layout.segment(range.start)..=layout.segment(Lsn(range.end.0 - 1)))
-        .chain(headers.iter().copied())
+        .chain(broken)
         .collect();
     let mut kept = Vec::new();
     for segment in touched {
@@ -185,14 +185,12 @@ fn repair_one(path: &Path, layout: Layout, segment: u64, damage: &[Range<Lsn>]) 
     bytes.resize(BLOCK_BYTES + usize::try_from(layout.segment_bytes).unwrap_or(usize::MAX), 0);
     bytes[..BLOCK_BYTES].copy_from_slice(&layout.header(segment));
     let (start, end) = (layout.start(segment), layout.start(segment + 1));
-    for range in damage {
-        let voids =
-            record::voids(usize::try_from(range.end.0 - range.start.0).unwrap_or(usize::MAX), layout.salt, range.start);
-        for (at, byte) in (range.start.0..range.end.0).zip(voids) {
-            if (start.0..end.0).contains(&at) {
-                bytes[BLOCK_BYTES + usize::try_from(at - start.0).unwrap_or(usize::MAX)] = byte;
-            }
-        }
+    for range in damage.iter().filter(|range| range.start < end && range.end > start) {
+        let bytes_of = |from: Lsn, to: Lsn| usize::try_from(to.0 - from.0).unwrap_or(usize::MAX);
+        let voids = record::voids(bytes_of(range.start, range.end), layout.salt, range.start);
+        let (from, to) = (range.start.max(start), range.end.min(end));
+        let place = BLOCK_BYTES + bytes_of(start, from)..BLOCK_BYTES + bytes_of(start, to);
+        bytes[place].copy_from_slice(&voids[bytes_of(range.start, from)..bytes_of(range.start, to)]);
     }
     replace(path, &bytes, was_there)
 }
@@ -259,7 +257,7 @@ mod tests {
                 "{}",
                 described[0]
             );
-            let kept = repair(&journal, sample.layout, &survey.damage, &[]).unwrap();
+            let kept = repair(&journal, sample.layout, &survey.damage, [].into_iter()).unwrap();
             assert_eq!(fs::read(&kept[0]).unwrap(), before);
             assert_eq!(sample.users().unwrap().0, users);
             assert_eq!(users, (0..12).filter(|user| *user as usize != damaged).collect::<Vec<u32>>());
@@ -276,7 +274,7 @@ mod tests {
         bytes[9] ^= 1;
         fs::write(&third, &bytes).unwrap();
         let (survey, users) = look(&sample);
-        let kept = repair(&journal, sample.layout, &survey.damage, &[3]).unwrap();
+        let kept = repair(&journal, sample.layout, &survey.damage, [2, 3].into_iter()).unwrap();
         assert!(kept.contains(&third.with_added_extension("damaged-1")), "{kept:?}");
         let (found, _) = sample.users().unwrap();
         assert_eq!(found, users);
@@ -299,7 +297,7 @@ mod tests {
         let places = sample.places[1..3].iter().map(|place| u64::from(place.bytes)).sum::<u64>();
         // The mark between them may be lost with them.
         assert!((places..places + 40).contains(&bytes), "{described:?}");
-        repair(&journal, sample.layout, &survey.damage, &[]).unwrap();
+        repair(&journal, sample.layout, &survey.damage, [].into_iter()).unwrap();
         assert_eq!(sample.users().unwrap().0, users);
     }
 }

@@ -113,16 +113,18 @@ impl Access {
     pub fn probe(directory: &Path) -> io::Result<Self> {
         let path = directory.join("probe.tmp");
         let block = AlignedBuffer::new(BLOCK_BYTES);
-        let written = create(&path, Self::Direct).and_then(|file| file.write_all_at(block.bytes(), 0));
+        let written = create(&path, Self::Direct).and_then(|file| match file.write_all_at(block.bytes(), 0) {
+            // What was wrong with the block itself would have been said first.
+            Err(error) if is_full(&error) => Ok(()),
+            written => written,
+        });
         match fs::remove_file(&path) {
             Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
             _ => {}
         }
         match written {
             Ok(()) => Ok(Self::Direct),
-            Err(error)
-                if matches!(error.kind(), ErrorKind::InvalidInput | ErrorKind::Unsupported) || is_full(&error) =>
-            {
+            Err(error) if matches!(error.kind(), ErrorKind::InvalidInput | ErrorKind::Unsupported) => {
                 Ok(Self::Buffered)
             }
             Err(error) => Err(error),
@@ -218,28 +220,37 @@ impl SegmentStore {
         self.last
     }
 
-    /// Makes the next segment; none when the disk is full.
+    /// Makes the next segment; none when the disk is full, or would have less than `kept_free` bytes left for what else
+    /// must be written.
     ///
     /// # Errors
     /// What the disk said.
-    pub fn prepare(&mut self) -> io::Result<Option<Segment>> {
+    pub fn prepare(&mut self, kept_free: u64) -> io::Result<Option<Segment>> {
+        match self.make(kept_free) {
+            Err(error) if is_full(&error) => Ok(None),
+            made => made.map(Some),
+        }
+    }
+
+    fn make(&mut self, kept_free: u64) -> io::Result<Segment> {
         let number = self.last + 1;
         let fresh = self.directory.join(format!("{number:010}.tmp"));
-        let is_recycled = self.recycle(&fresh)?;
-        let written = if is_recycled { self.rewrite(&fresh, number) } else { self.fill(&fresh, number) };
-        match written {
-            Ok(()) => {}
-            Err(error) => {
-                remove(&fresh)?;
-                self.count -= u64::from(is_recycled);
-                return if is_full(&error) { Ok(None) } else { Err(error) };
+        if self.recycle(&fresh)? {
+            self.count -= 1;
+            self.rewrite(&fresh, number)?;
+        } else {
+            let disk = rustix::fs::statvfs(&self.directory)?;
+            let free = disk.f_bavail.saturating_mul(disk.f_frsize);
+            if free < self.layout.segment_bytes.saturating_add(kept_free) {
+                return Err(ErrorKind::StorageFull.into());
             }
+            self.fill(&fresh, number).inspect_err(|_| drop(remove(&fresh)))?;
         }
         fs::rename(&fresh, Layout::path(&self.directory, number))?;
         data::sync(&self.directory)?;
         self.last = number;
-        self.count += u64::from(!is_recycled);
-        Segment::open(&self.directory, number, self.access).map(Some)
+        self.count += 1;
+        Segment::open(&self.directory, number, self.access)
     }
 
     /// Takes back segments that are not needed. They are kept for the next as long as there are at most `segments_max`
@@ -268,7 +279,9 @@ impl SegmentStore {
             let path = Layout::path(&self.directory, segment);
             // What a backup links to is the backup's too.
             if fs::metadata(&path)?.nlink() == 1 {
-                return fs::rename(&path, fresh).map(|()| true);
+                fs::rename(&path, fresh)?;
+                // Under its old name it is never seen with its new header.
+                return data::sync(&self.directory).map(|()| true);
             }
             self.remove(segment)?;
         }
@@ -302,6 +315,23 @@ fn write_zeros(file: &File, zeros: &AlignedBuffer, from: u64, to: u64) -> io::Re
         at += bytes as u64;
     }
     Ok(())
+}
+
+/// Makes sure that nothing else has a link to a segment that will be written to: a copy takes its place, if so.
+///
+/// # Errors
+/// What the disk said.
+pub fn own(directory: &Path, segment: u64) -> io::Result<()> {
+    let path = Layout::path(directory, segment);
+    if fs::metadata(&path)?.nlink() == 1 {
+        return Ok(());
+    }
+    let fresh = directory.join(format!("{segment:010}.tmp"));
+    let mut copy = create(&fresh, Access::Buffered)?;
+    io::copy(&mut File::open(&path)?, &mut copy)?;
+    copy.sync_all()?;
+    fs::rename(&fresh, &path)?;
+    data::sync(directory)
 }
 
 /// Makes everything in a segment from a position on zero, durably, and the file as long as it should be.
@@ -347,6 +377,26 @@ pub fn header_of(directory: &Path, segment: u64) -> io::Result<Option<Layout>> {
     let mut header = Vec::new();
     File::open(Layout::path(directory, segment))?.take(BLOCK_BYTES as u64).read_to_end(&mut header)?;
     Ok(Layout::read_header(&header).filter(|(_, number)| *number == segment).map(|(layout, _)| layout))
+}
+
+/// How many bytes a segment has that has not all of them.
+#[must_use]
+pub fn cut_short(directory: &Path, layout: Layout, segment: u64) -> Option<u64> {
+    let whole = BLOCK_BYTES as u64 + layout.segment_bytes;
+    let bytes = fs::metadata(Layout::path(directory, segment)).map_or(0, |metadata| metadata.len());
+    (bytes != whole).then_some(bytes)
+}
+
+/// True when a segment is whole and of a version that this program does not know.
+#[must_use]
+pub fn is_other_version(directory: &Path, segment: u64) -> bool {
+    let mut header = Vec::new();
+    let read = File::open(Layout::path(directory, segment))
+        .and_then(|file| file.take(HEADER_BYTES as u64).read_to_end(&mut header));
+    let version = header.get(8..12).and_then(|bytes| bytes.first_chunk::<4>()).map(|bytes| u32::from_le_bytes(*bytes));
+    let sum = header.get(HEADER_BYTES - 4..).and_then(|bytes| bytes.first_chunk::<4>());
+    let is_whole = sum.is_some_and(|sum| crc32c::crc32c(&header[..HEADER_BYTES - 4]) == u32::from_le_bytes(*sum));
+    read.is_ok() && is_whole && header.starts_with(MAGIC) && version != Some(VERSION)
 }
 
 /// The stream's bytes, from segment to segment, up to the first that is not there.
@@ -414,7 +464,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let mut store = store(directory.path());
         for number in 1..=3 {
-            assert_eq!(store.prepare().unwrap().unwrap().number, number);
+            assert_eq!(store.prepare(0).unwrap().unwrap().number, number);
             let bytes = fs::read(Layout::path(directory.path(), number)).unwrap();
             assert_eq!(bytes.len() as u64, BLOCK_BYTES as u64 + LAYOUT.segment_bytes);
             assert_eq!(Layout::read_header(&bytes), Some((LAYOUT, number)));
@@ -429,18 +479,18 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let mut store = store(directory.path());
         for _ in 0..4 {
-            store.prepare().unwrap().unwrap();
+            store.prepare(0).unwrap().unwrap();
         }
         let inode = |number| fs::metadata(Layout::path(directory.path(), number)).unwrap().ino();
         let (second, third) = (inode(2), inode(3));
         store.release(&[1, 2, 3], 3).unwrap();
         assert_eq!(list(directory.path()).unwrap(), BTreeSet::from([2, 3, 4]));
-        assert_eq!(store.prepare().unwrap().unwrap().number, 5);
+        assert_eq!(store.prepare(0).unwrap().unwrap().number, 5);
         assert_eq!(inode(5), second);
         assert_eq!(header_of(directory.path(), 5).unwrap(), Some(LAYOUT));
         // What a backup has a link to is left as it is.
         fs::hard_link(Layout::path(directory.path(), 3), directory.path().join("backup")).unwrap();
-        assert_eq!(store.prepare().unwrap().unwrap().number, 6);
+        assert_eq!(store.prepare(0).unwrap().unwrap().number, 6);
         assert_ne!(inode(6), third);
         assert_eq!(fs::metadata(directory.path().join("backup")).unwrap().nlink(), 1);
         assert_eq!(list(directory.path()).unwrap(), BTreeSet::from([4, 5, 6]));

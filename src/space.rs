@@ -16,8 +16,10 @@ pub struct SpaceJob {
     pub segments_max: u64,
     /// Checkpoints that a later one has replaced.
     pub outdated: Vec<u64>,
-    /// The next segment should be made.
+    /// The next segment should be made,
     pub is_more_wanted: bool,
+    /// if so many bytes stay free for a checkpoint.
+    pub kept_free: u64,
 }
 
 /// What the disk has.
@@ -60,7 +62,7 @@ impl Space {
         let directory = self.segments.directory().to_owned();
         let failed = |error| (directory.clone(), error);
         self.segments.release(&job.freed, job.segments_max).map_err(failed)?;
-        let made = if job.is_more_wanted { self.segments.prepare().map_err(failed)? } else { None };
+        let made = if job.is_more_wanted { self.segments.prepare(job.kept_free).map_err(failed)? } else { None };
         let is_full = job.is_more_wanted && made.is_none();
         Ok((SpaceDone { is_full, ..self.done() }, made))
     }

@@ -284,7 +284,7 @@ impl State {
     }
 
     /// Segments in which no message waits any more since this was last asked; see [`Usage`].
-    pub fn take_emptied_segments(&mut self) -> Vec<u64> {
+    pub fn take_emptied_segments(&mut self) -> BTreeSet<u64> {
         self.usage.take_emptied()
     }
 
@@ -600,6 +600,10 @@ impl State {
                 self.files_next = *files;
             }
             Item::User { user, name, password_hash, last_id, changed } => {
+                // The counters may be among what a repair has dropped.
+                if self.next_user() <= *user {
+                    self.users.resize_with(user.0 as usize + 1, || None);
+                }
                 let Some(place) = self.users.get_mut(user.0 as usize) else { return };
                 let mut restored = User::new(name, password_hash);
                 restored.mailbox = Mailbox::restore(*last_id, *changed);
@@ -614,11 +618,13 @@ impl State {
                         account.groups.insert(*group);
                     }
                 }
+                self.groups_next = self.groups_next.max(group.0.saturating_add(1));
                 self.names.insert(name.clone(), Owner::Group(*group));
                 self.groups.insert(*group, Group { name, owner: *owner, members: members.clone(), secret_hash });
             }
             Item::File { file, from, to, name, bytes, lsn, is_current, holders } => {
                 let name = Box::<str>::from(*name);
+                self.files_next = self.files_next.max(file.0.saturating_add(1));
                 if let Some(sender) = self.user_mut(*from) {
                     sender.sent_bytes = sender.sent_bytes.saturating_add(*bytes);
                 }

@@ -18,7 +18,7 @@ use crate::log::{Batch, Log, Sync};
 use crate::password::{HashError, Hasher};
 use crate::recovery::{self, Recovered};
 use crate::segment::{Access, SegmentStore};
-use crate::space::Space;
+use crate::space::{Space, SpaceJob};
 use crate::state::State;
 use crate::texts::Texts;
 use crate::upkeep::Holdings;
@@ -120,6 +120,31 @@ impl Store {
             files,
         };
         Ok(Self { directory, state, log, holdings: Holdings { segments, checkpoint }, disk })
+    }
+}
+
+/// Without a loop.
+impl Store {
+    /// Makes durable what was appended to the log, and makes room for more.
+    ///
+    /// # Errors
+    /// [`WorkError::Journal`]
+    pub fn commit(&mut self) -> Result<(), WorkError> {
+        let Disk { journal, space, .. } = &mut self.disk;
+        if let Some(batch) = self.log.take_batch()
+            && let Completion::Settled { batch, synced } = write(journal, vec![batch], Sync::Always)?
+        {
+            self.log.settle(batch, synced);
+        }
+        while self.log.must_wait() {
+            let job = SpaceJob { segments_max: u64::MAX, is_more_wanted: true, ..SpaceJob::default() };
+            let (done, made) = space.run(&job).map_err(|(path, error)| WorkError::Journal(path, error))?;
+            if let Some(segment) = made {
+                journal.add(segment);
+            }
+            self.log.set_room(done.room, done.is_full);
+        }
+        Ok(())
     }
 }
 

@@ -1,6 +1,5 @@
 //! Reads records of messages from the segments, wherever they stand, in few large reads.
 
-use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -13,16 +12,12 @@ use crate::segment::{Layout, Segment};
 /// Records that stand no further apart than this are read together: it takes less time than another read.
 const GAP_BYTES_MAX: u64 = 32 * 1024;
 const READ_BYTES_MAX: u64 = 1024 * 1024;
-/// Segments that are kept open.
-const OPEN_MAX: usize = 16;
 
 /// Reads records.
 #[derive(Debug)]
 pub struct Texts {
     directory: PathBuf,
     layout: Layout,
-    /// The one used last comes last.
-    open: VecDeque<Segment>,
     buffer: Vec<u8>,
 }
 
@@ -30,7 +25,7 @@ impl Texts {
     /// A reader of the journal in `directory`.
     #[must_use]
     pub fn new(directory: PathBuf, layout: Layout) -> Self {
-        Self { directory, layout, open: VecDeque::new(), buffer: Vec::new() }
+        Self { directory, layout, buffer: Vec::new() }
     }
 
     /// The records at these places, one behind the other. What stands there is not looked at.
@@ -39,6 +34,8 @@ impl Texts {
     /// What the disk said.
     pub fn read(&mut self, places: &[Place]) -> io::Result<Vec<u8>> {
         let mut out = Vec::with_capacity(places.iter().map(|place| place.bytes as usize).sum());
+        // Not kept from one call to the next: a segment that is removed should be gone.
+        let mut open = None;
         let mut rest = places;
         while let Some(first) = rest.first() {
             let mut end = first.end();
@@ -56,7 +53,7 @@ impl Texts {
                 })
                 .count();
             let (now, later) = rest.split_at(together);
-            self.read_run(first.lsn, end)?;
+            self.read_run(first.lsn, end, &mut open)?;
             for place in now {
                 let start = usize::try_from(place.lsn.0 - first.lsn.0).unwrap_or(usize::MAX);
                 out.extend_from_slice(&self.buffer[start..start + place.bytes as usize]);
@@ -67,37 +64,47 @@ impl Texts {
         Ok(out)
     }
 
+    /// The messages at these places, as records, each if it can be read.
+    pub fn read_each(&mut self, places: &[Place]) -> Vec<Option<Vec<u8>>> {
+        const AT_ONCE: usize = 256;
+        let mut records = Vec::with_capacity(places.len());
+        for some in places.chunks(AT_ONCE) {
+            let together = self.read(some).ok();
+            let mut rest = together.as_deref();
+            for place in some {
+                let record = match &mut rest {
+                    Some(bytes) => {
+                        let (record, later) = bytes.split_at(place.bytes as usize);
+                        *bytes = later;
+                        Some(record.to_vec())
+                    }
+                    // Something among them cannot be read at all; which, is found one by one.
+                    None => self.read(&[*place]).ok(),
+                };
+                records.push(record.filter(|record| message(record, self.layout.salt, *place).is_some()));
+            }
+        }
+        records
+    }
+
     /// Fills the buffer with the stream from `from` to `end`.
-    fn read_run(&mut self, from: Lsn, end: Lsn) -> io::Result<()> {
+    fn read_run(&mut self, from: Lsn, end: Lsn, open: &mut Option<Segment>) -> io::Result<()> {
         self.buffer.resize(usize::try_from(end.0 - from.0).unwrap_or(usize::MAX), 0);
         let (mut at, mut filled) = (from, 0);
         while at < end {
-            let segment = self.layout.segment(at);
-            let part = self.layout.start(segment + 1).min(end).0 - at.0;
+            let number = self.layout.segment(at);
+            let part = self.layout.start(number + 1).min(end).0 - at.0;
             let part = usize::try_from(part).unwrap_or(usize::MAX);
-            let offset = self.layout.offset(at);
-            let open = self.open_segment(segment)?;
-            let mut buffer = std::mem::take(&mut self.buffer);
-            let read = self.open[open].file.read_exact_at(&mut buffer[filled..filled + part], offset);
-            self.buffer = buffer;
-            read?;
+            let segment = match open.take().filter(|segment| segment.number == number) {
+                Some(segment) => segment,
+                None => Segment { number, file: File::open(Layout::path(&self.directory, number))? },
+            };
+            segment.file.read_exact_at(&mut self.buffer[filled..filled + part], self.layout.offset(at))?;
+            *open = Some(segment);
             filled += part;
             at.0 += part as u64;
         }
         Ok(())
-    }
-
-    fn open_segment(&mut self, number: u64) -> io::Result<usize> {
-        let found = self.open.iter().position(|segment| segment.number == number);
-        let segment = match found.and_then(|at| self.open.remove(at)) {
-            Some(segment) => segment,
-            None => Segment { number, file: File::open(Layout::path(&self.directory, number))? },
-        };
-        self.open.push_back(segment);
-        if self.open.len() > OPEN_MAX {
-            self.open.pop_front();
-        }
-        Ok(self.open.len() - 1)
     }
 }
 

@@ -20,9 +20,16 @@ use crate::state::State;
 const RELOCATIONS_PER_TURN_MAX: usize = 64;
 /// and about so many bytes of them.
 const RELOCATED_BYTES_PER_TURN_MAX: usize = 256 * 1024;
-/// Mailboxes that one record names; a message that waits in more is written again more than once.
-const HOLDERS_MAX: usize = 4096;
-/// How long a full disk waits to be asked again, and a compaction that could do nothing for the next.
+/// Mailboxes that one record names, since it counts in each of them; a message that waits in more is written again more
+/// than once.
+const HOLDERS_MAX: usize = 64;
+/// A holder is about as much work as so many bytes.
+const HOLDER_BYTES: usize = 64;
+/// A checkpoint takes about this for each message that waits.
+const CHECKPOINT_BYTES_PER_ENTRY: u64 = 24;
+/// What else it takes, at least.
+const CHECKPOINT_BYTES: u64 = 1024 * 1024;
+/// How long a full disk waits to be asked again, and a compaction that found no room to be tried again.
 const RETRY_MS: u64 = 1000;
 
 /// What a data directory held when the server began.
@@ -46,9 +53,13 @@ pub(crate) struct Upkeep {
     outdated: Vec<u64>,
     /// A space job is under way.
     is_asked: bool,
+    /// And it was to make a segment.
+    is_more_wanted: bool,
     retry_at: u64,
     is_compacting: bool,
     compact_at: u64,
+    /// A compaction was of no use when the journal ended here and so much waited.
+    useless: Option<(Lsn, u64)>,
     relocations: VecDeque<Relocation>,
     /// Backups that are being made: nothing may go meanwhile.
     holds: usize,
@@ -66,9 +77,11 @@ impl Upkeep {
             freed: VecDeque::new(),
             outdated: Vec::new(),
             is_asked: false,
+            is_more_wanted: false,
             retry_at: 0,
             is_compacting: false,
             compact_at: 0,
+            useless: None,
             relocations: VecDeque::new(),
             holds: 0,
             is_begun: false,
@@ -84,6 +97,9 @@ impl Upkeep {
         now: u64,
         host: &mut impl Host,
     ) {
+        // A clock that was set back holds nothing up for long.
+        self.retry_at = self.retry_at.min(now + RETRY_MS);
+        self.compact_at = self.compact_at.min(now + RETRY_MS);
         self.relocate(state, log);
         if !std::mem::replace(&mut self.is_begun, true) {
             self.free_unneeded(state, log);
@@ -95,33 +111,37 @@ impl Upkeep {
         self.compact_if_due(state, log, checkpoint_bytes, now, host);
     }
 
-    /// True when a turn would write messages again.
+    /// True when a turn would write messages again, or let go of something.
     pub(crate) fn has_work(&self, log: &Log) -> bool {
-        !self.relocations.is_empty() && !log.must_wait() && !log.is_full()
+        let has_freed = self.freed.front().is_some_and(|(end, _)| *end <= log.synced()) || !self.outdated.is_empty();
+        let may_free = has_freed && self.holds == 0 && !self.is_asked;
+        may_free || (!self.relocations.is_empty() && !log.must_wait())
     }
 
     /// When a turn is due at the latest.
     pub(crate) fn next_deadline(&self, state: &State, log: &Log, checkpoint_bytes: u64) -> Option<u64> {
         let space = (log.is_full() && !self.is_asked).then_some(self.retry_at);
-        let compaction = self.compaction_due(state, log, checkpoint_bytes).map(|_| self.compact_at);
+        let compaction = self.is_compaction_due(state, log, checkpoint_bytes).then_some(self.compact_at);
         space.into_iter().chain(compaction).min()
     }
 
     /// Takes what the disk has.
     pub(crate) fn space_done(&mut self, done: SpaceDone, log: &mut Log, now: u64) {
         self.is_asked = false;
-        log.set_room(done.room, done.is_full);
+        // Nothing new is known of a disk that was not asked for more.
+        let is_full = if self.is_more_wanted { done.is_full } else { log.is_full() };
+        let was_full = log.is_full();
+        log.set_room(done.room, is_full);
         let made = log.layout().segment(Lsn(done.room.0.saturating_sub(1)));
         if self.segments.last().is_some_and(|last| *last < made) {
             self.segments.insert(made);
         }
-        if done.is_full {
+        if self.is_more_wanted && is_full {
             self.retry_at = now + RETRY_MS;
-            let was_full = self.disk.is_some_and(|before| before.is_full);
-            if !was_full {
-                warn!("the disk is full: what needs room is refused until there is some");
-            }
-        } else if self.disk.is_some_and(|before| before.is_full) {
+        }
+        if is_full && !was_full {
+            warn!("the disk is full: what needs room is refused until there is some");
+        } else if was_full && !is_full {
             info!("the disk has room again");
         }
         self.disk = Some(done);
@@ -132,7 +152,7 @@ impl Upkeep {
         self.is_compacting = false;
         let Compacted { checkpoint, relocations } = compacted;
         let Some(checkpoint) = checkpoint else {
-            debug!("the disk has no room for a checkpoint");
+            warn!("the disk has no room for a checkpoint; trying again");
             self.compact_at = now + RETRY_MS;
             return;
         };
@@ -141,14 +161,17 @@ impl Upkeep {
         let before = self.freed.len();
         self.free_unneeded(state, log);
         let is_useful = self.freed.len() > before || !relocations.is_empty();
-        self.compact_at = if is_useful { now } else { now + RETRY_MS };
+        self.useless = (!is_useful).then_some((checkpoint.lsn, state.usage().live()));
         self.relocations.extend(relocations);
     }
 
     /// Nothing goes until [`Self::release`]. Says what the disk holds: the segments, and the last checkpoint.
     pub(crate) fn hold(&mut self) -> (Vec<u64>, Option<Checkpoint>) {
         self.holds += 1;
-        (self.segments.iter().copied().collect(), self.checkpoint)
+        // What is freed already may be needed by what is on the disk until now.
+        let freed = self.freed.iter().map(|(_, segment)| *segment);
+        let segments: BTreeSet<u64> = self.segments.iter().copied().chain(freed).collect();
+        (segments.into_iter().collect(), self.checkpoint)
     }
 
     /// Ends a hold.
@@ -191,42 +214,42 @@ impl Upkeep {
         let is_time = !log.is_full() || now >= self.retry_at || !job.freed.is_empty();
         job.is_more_wanted = is_time && log.room_bytes() < segment_bytes + segment_bytes / 2;
         job.segments_max = segments_max(state.usage().live(), segment_bytes);
+        // A disk without room for a checkpoint would stay full.
+        job.kept_free = CHECKPOINT_BYTES.min(segment_bytes)
+            + state.usage().entries() * CHECKPOINT_BYTES_PER_ENTRY
+            + self.checkpoint.map_or(0, |last| last.bytes);
         let has_too_many = self.disk.is_some_and(|disk| disk.spare > 0 && disk.segments > job.segments_max);
         if job.is_more_wanted || !job.freed.is_empty() || !job.outdated.is_empty() || has_too_many {
             self.is_asked = true;
+            self.is_more_wanted = job.is_more_wanted;
             host.submit(Job::Space(job));
         }
     }
 
     fn compact_if_due(&mut self, state: &State, log: &Log, checkpoint_bytes: u64, now: u64, host: &mut impl Host) {
-        if now < self.compact_at {
-            return;
-        }
-        if let Some(count) = self.compaction_due(state, log, checkpoint_bytes) {
+        if now >= self.compact_at && self.is_compaction_due(state, log, checkpoint_bytes) {
             self.is_compacting = true;
-            host.submit(Job::Compact(CompactionJob {
-                upto: log.synced(),
-                last: self.checkpoint,
-                segments: self.segments.iter().copied().collect(),
-                count,
-            }));
+            let segments = self.segments.iter().copied().collect();
+            host.submit(Job::Compact(CompactionJob { upto: log.synced(), last: self.checkpoint, segments }));
         }
     }
 
-    /// How many segments there are, if they are too many or the journal behind the last checkpoint is too long, and
-    /// nothing is under way.
-    fn compaction_due(&self, state: &State, log: &Log, checkpoint_bytes: u64) -> Option<u64> {
-        if self.is_compacting || self.holds > 0 || !self.relocations.is_empty() {
-            return None;
+    /// True when the journal behind the last checkpoint is too long, or when there are as many segments as there may be, or
+    /// no room for more; but not when the last one was of no use and little has changed since.
+    fn is_compaction_due(&self, state: &State, log: &Log, checkpoint_bytes: u64) -> bool {
+        if self.is_compacting || self.holds > 0 || !self.relocations.is_empty() || self.disk.is_none() {
+            return false;
         }
-        let disk = self.disk?;
+        let (segment_bytes, live) = (log.layout().segment_bytes, state.usage().live());
         let from = self.checkpoint.map_or(log.layout().first(), |last| last.lsn);
         let since = log.synced().0.saturating_sub(from.0);
         let is_long = since > checkpoint_bytes.max(self.checkpoint.map_or(0, |last| last.bytes));
-        // What is freed already is on its way out.
-        let segments = disk.segments.saturating_sub(disk.spare + self.freed.len() as u64);
-        let is_large = segments > segments_max(state.usage().live(), log.layout().segment_bytes);
-        (is_long || is_large).then_some(segments)
+        let is_large = self.segments.len() as u64 >= segments_max(live, segment_bytes);
+        let is_of_use = self.useless.is_none_or(|(end, waited)| {
+            let little = segment_bytes / 8;
+            log.synced().0 - end.0 >= little || live + little <= waited
+        });
+        is_long || ((is_large || log.is_full()) && is_of_use)
     }
 
     /// Writes some messages again.
@@ -236,12 +259,13 @@ impl Upkeep {
             if log.must_wait() || bytes > RELOCATED_BYTES_PER_TURN_MAX {
                 return;
             }
-            let Some(relocation) = self.relocations.front() else { return };
-            if !relocate_one(relocation, state, log) {
+            let Some(relocation) = self.relocations.pop_front() else { return };
+            if !relocate_one(&relocation, state, log) {
+                // What is freed when it can be freed comes first; the next compaction picks again.
+                self.relocations.clear();
                 return;
             }
-            bytes += relocation.record.len();
-            self.relocations.pop_front();
+            bytes += relocation.record.len() + relocation.holders.len() * HOLDER_BYTES;
         }
     }
 }
@@ -271,7 +295,8 @@ fn relocate_one(relocation: &Relocation, state: &mut State, log: &mut Log) -> bo
         }
         let holders = Holders::new(&packed);
         let change = Change::MessageMoved { sent: *sent, to, at, from_name, to_name, text, holders };
-        let Ok(place) = log.append(&change, Need::More) else { return false };
+        // It makes room where there is none, so it may have some of what is kept.
+        let Ok(place) = log.append(&change, Need::Login) else { return false };
         state.apply(&change, place);
     }
     true

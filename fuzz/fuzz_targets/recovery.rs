@@ -90,7 +90,7 @@ fuzz_target!(|data: &[u8]| {
     let start = || recovery::recover(&directory, Access::Buffered, LAYOUT.segment_bytes);
     if !damage.is_empty() {
         assert!(start().is_err(), "damage is never gone over");
-        salvage::repair(&root.path().join("journal"), LAYOUT, &damage, &[]).expect("there is room");
+        salvage::repair(&root.path().join("journal"), LAYOUT, &damage, [].into_iter()).expect("there is room");
     }
     let recovered = start().expect("what is whole is enough to start from");
     assert_eq!(recovered.state.users().count(), found.len());

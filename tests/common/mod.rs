@@ -69,6 +69,7 @@ pub(crate) struct MemoryDisk {
     pub(crate) compactions: usize,
     pub(crate) recycled: usize,
     pub(crate) relocated: usize,
+    is_strict: bool,
 }
 
 /// What power leaves of what was not synced is decided by sectors of this size.
@@ -95,6 +96,7 @@ impl MemoryDisk {
             compactions: 0,
             recycled: 0,
             relocated: 0,
+            is_strict: false,
         }
     }
 
@@ -107,7 +109,9 @@ impl MemoryDisk {
         let (mut at, empty) = (start, self.empty_segment());
         for byte in bytes {
             let sector = at.0 - at.0 % SECTOR_BYTES;
-            let segment = self.segments.entry(self.layout.segment(at)).or_insert_with(|| empty.clone());
+            let number = self.layout.segment(at);
+            assert!(!self.is_strict || self.segments.contains_key(&number), "written where no segment is");
+            let segment = self.segments.entry(number).or_insert_with(|| empty.clone());
             let place = usize::try_from(at.0 % self.layout.segment_bytes).unwrap();
             let first = usize::try_from(sector % self.layout.segment_bytes).unwrap();
             self.before
@@ -188,6 +192,8 @@ impl MemoryDisk {
             let Some(segment) = self.pool.pop_first() else { break };
             self.segments.remove(&segment).expect("a segment that goes was there");
         }
+        // Once all is set up, nothing is written where no segment was made.
+        self.is_strict = true;
         let next = self.segments.last_key_value().map_or(1, |(last, _)| last + 1);
         let is_full = job.is_more_wanted && is_disk_full && self.pool.is_empty();
         if job.is_more_wanted && !is_full {
