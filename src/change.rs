@@ -5,6 +5,7 @@
 //! kind gets a new number; a number never changes its meaning.
 
 use std::fmt;
+use std::hash::{Hash, Hasher};
 
 use crate::field::{self, Fields, Put};
 use crate::record;
@@ -57,8 +58,15 @@ pub struct GroupId(pub u32);
 pub struct FileId(pub u64);
 
 /// What is kept of a token: the first half of its SHA-256.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct SessionId(pub [u8; 16]);
+
+impl Hash for SessionId {
+    fn hash<H: Hasher>(&self, hasher: &mut H) {
+        // Its length is always the same, so it is left out.
+        hasher.write(&self.0);
+    }
+}
 
 impl fmt::Debug for SessionId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -16,7 +16,7 @@ use slab::Slab;
 use tracing::{debug, error, warn};
 
 use crate::change::Lsn;
-use crate::command;
+use crate::command::{self, LastToken};
 use crate::compaction::{Compacted, CompactionJob};
 use crate::connection::{CloseReason, Connection, ConnectionId, Peer, Phase};
 use crate::files::{FileDone, FileJob, TransferId};
@@ -521,6 +521,7 @@ impl Engine {
         }
         let service = &mut self.service;
         let stop = serve_within_budget(connection, service, &mut self.spare_buffers, host, self.is_stopping);
+        service.token = LastToken::default();
         if let Some(spare) = connection.read.release()
             && self.spare_buffers.len() < SPARE_BUFFERS_MAX
         {

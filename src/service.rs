@@ -6,7 +6,7 @@ use std::collections::{HashMap, VecDeque};
 use crate::backup::Point;
 use crate::change::{Change, FileId, Lsn};
 use crate::claims::Claims;
-use crate::command::{Context, Outcome, PasswordWork, Task};
+use crate::command::{Context, LastToken, Outcome, PasswordWork, Task};
 use crate::connection::{Connection, ConnectionId, Delivery, Peer, Phase};
 use crate::engine::{Host, Job, Registration};
 use crate::files::{FileJob, TransferId};
@@ -42,6 +42,8 @@ pub(crate) struct Service {
     pub(crate) uploads: usize,
     /// Uploads that are complete. They are stored even if the peer goes.
     pub(crate) storing: HashMap<TransferId, Storing>,
+    /// Of the connection that is being served.
+    pub(crate) token: LastToken,
     /// INBOX replies that got out, until that is written down.
     pub(crate) delivered: VecDeque<Delivery>,
     /// The disk.
@@ -76,6 +78,7 @@ impl Service {
             transfers: HashMap::new(),
             uploads: 0,
             storing: HashMap::new(),
+            token: LastToken::default(),
             delivered: VecDeque::new(),
             upkeep: Upkeep::new(holdings),
             removals: VecDeque::new(),
@@ -91,6 +94,7 @@ impl Service {
             registrations: &mut self.registrations,
             is_registration_open: self.is_registration_open,
             now: self.now,
+            token: &mut self.token,
             random,
             peer,
         }

@@ -5,6 +5,7 @@
 //! changes nothing.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::hash::{BuildHasherDefault, Hasher};
 
 use crate::change::{Change, FileId, GroupId, Holders, Lsn, Place, SessionId, Target, UserId};
 use crate::mailbox::{Entry, Mailbox, Usage};
@@ -23,7 +24,7 @@ pub struct State {
     groups: HashMap<GroupId, Group>,
     groups_next: u32,
     names: HashMap<Box<str>, Owner>,
-    sessions: HashMap<SessionId, Session>,
+    sessions: HashMap<SessionId, Session, BuildHasherDefault<SessionHasher>>,
     /// The same sessions, the one used longest ago first.
     sessions_by_use: BTreeSet<(u64, SessionId)>,
     files: HashMap<FileId, StoredFile>,
@@ -32,6 +33,22 @@ pub struct State {
     files_bytes: u64,
     files_freed: Vec<FileId>,
     usage: Usage,
+}
+
+/// A session's id is a SHA-256 already, which nobody can choose, so some of its bits are as good as any hash of it.
+#[derive(Debug, Default)]
+struct SessionHasher(u64);
+
+impl Hasher for SessionHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, id: &[u8]) {
+        if let Some(bits) = id.first_chunk() {
+            self.0 = u64::from_le_bytes(*bits);
+        }
+    }
 }
 
 /// Who has a name: users and groups share one namespace.
@@ -123,7 +140,7 @@ impl State {
             groups: HashMap::new(),
             groups_next: 0,
             names: HashMap::new(),
-            sessions: HashMap::new(),
+            sessions: HashMap::default(),
             sessions_by_use: BTreeSet::new(),
             files: HashMap::new(),
             files_by_origin: HashMap::new(),

@@ -7,6 +7,8 @@ use crate::change::{Lsn, Place};
 
 /// Batches are gathered in pieces of at most this size, unless one of them is larger.
 const PIECE_BYTES_MAX: usize = 64 * 1024;
+/// A piece is used again when it is no larger than this.
+const SPARE_BYTES_MAX: usize = 1024 * 1024;
 /// It is let go in no fewer pieces than this.
 const PIECES_MIN: usize = 16;
 
@@ -47,7 +49,7 @@ impl Tail {
             Some(piece) => piece.bytes.extend_from_slice(batch),
             None => {
                 let mut bytes = std::mem::take(&mut self.spare);
-                bytes.reserve(self.piece_bytes.max(batch.len()));
+                bytes.reserve(self.piece_bytes.max(batch.len()).next_power_of_two());
                 bytes.extend_from_slice(batch);
                 self.pieces.push_back(Piece { start, bytes });
             }
@@ -59,7 +61,7 @@ impl Tail {
             }
             self.bytes -= piece.bytes.len();
             let Some(Piece { mut bytes, .. }) = self.pieces.pop_front() else { break };
-            if bytes.capacity() <= 2 * self.piece_bytes {
+            if bytes.capacity() <= SPARE_BYTES_MAX {
                 bytes.clear();
                 self.spare = bytes;
             }

@@ -58,6 +58,8 @@ pub(crate) struct Upkeep {
     retry_at: u64,
     is_compacting: bool,
     compact_at: u64,
+    /// The disk had no room for the last one.
+    is_checkpoint_refused: bool,
     /// A compaction was of no use when the journal ended here and so much waited.
     useless: Option<(Lsn, u64)>,
     relocations: VecDeque<Relocation>,
@@ -81,6 +83,7 @@ impl Upkeep {
             retry_at: 0,
             is_compacting: false,
             compact_at: 0,
+            is_checkpoint_refused: false,
             useless: None,
             relocations: VecDeque::new(),
             holds: 0,
@@ -152,10 +155,13 @@ impl Upkeep {
         self.is_compacting = false;
         let Compacted { checkpoint, relocations } = compacted;
         let Some(checkpoint) = checkpoint else {
-            warn!("the disk has no room for a checkpoint; trying again");
+            if !std::mem::replace(&mut self.is_checkpoint_refused, true) {
+                warn!("the disk has no room for a checkpoint; it is tried again until it has");
+            }
             self.compact_at = now + RETRY_MS;
             return;
         };
+        self.is_checkpoint_refused = false;
         debug!(number = checkpoint.number, bytes = checkpoint.bytes, moves = relocations.len(), "checkpoint made");
         self.outdated.extend(self.checkpoint.replace(checkpoint).map(|last| last.number));
         let before = self.freed.len();
