@@ -94,7 +94,7 @@ impl fmt::Display for BackupError {
             }
             Self::Store(error) => error.fmt(f),
             Self::Data(error) => error.fmt(f),
-            Self::Server(error) => write!(f, "the server did not keep still for it: {error}"),
+            Self::Server(error) => write!(f, "the server did not see the backup through: {error}; make it again"),
             Self::Io(path, error) => write!(f, "{}: {error}", path.display()),
         }
     }

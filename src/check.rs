@@ -99,6 +99,8 @@ struct Found {
     salvage: Option<Salvage>,
     survey: Survey,
     state: State,
+    /// It was read from its beginning.
+    is_whole_journal: bool,
 }
 
 /// Checks the data directory at `root`, which no server may hold meanwhile. `repair` has what is damaged replaced by what is
@@ -118,15 +120,22 @@ pub fn check(root: &Path, repair: bool) -> Result<Report, CheckError> {
     let files = file_problems(&directory, &found.state);
     let is_torn = recovery::begins_record(&journal, found.layout, found.survey.end)
         .map_err(|error| DataError::Io(journal.clone(), error))?;
-    let kept = if repair && !(damage.is_empty() && lost.is_empty()) {
-        let kept = put_right(&found, &lost, &journal, &checkpoints)?;
+    let mut kept = None;
+    let mut found = found;
+    if repair && !(damage.is_empty() && lost.is_empty()) {
+        let mut put = put_right(&found, &lost, &journal, &checkpoints)?;
+        // What listed them may be among what is dropped, and the next start removes what nothing lists.
+        let (store, aside) = (FileStore::new(directory.files()), directory.lost_files());
+        let moved = store.put_aside(&aside, |file| found.state.file(file).is_some());
+        if moved.map_err(|error| DataError::Io(aside.clone(), error))? > 0 {
+            put.push(aside);
+        }
         // The rest is done as a server does it.
         drop(directory);
         drop_messages(root, &lost)?;
-        Some(kept)
-    } else {
-        None
-    };
+        found = look(&journal, &checkpoints)?;
+        kept = Some(put);
+    }
     let Found { segments, checkpoint, survey, state, .. } = found;
     let changes = survey.changes;
     Ok(Report { root: root.to_owned(), segments, checkpoint, changes, is_torn, state, damage, lost, files, kept })
@@ -173,13 +182,18 @@ fn look(journal: &Path, checkpoints: &Path) -> Result<Found, DataError> {
     let missing = (first..=last).filter(|number| !is_end && !segments.contains(number));
     broken.extend(missing.map(|number| (number, "a segment that is missing")));
     let mut state = State::new(layout.segment_bytes);
-    let (mut checkpoint, mut salvaged) = (None, None);
+    let (mut checkpoint, mut salvaged, mut from) = (None, None, from);
     if let Some(number) = newest {
         match checkpoint::read(checkpoints, number, |item| state.restore(item)) {
             Ok((_, read)) => checkpoint = Some(read),
             Err(DataError::Damaged(..)) => {
                 state = State::new(layout.segment_bytes);
                 let salvage = checkpoint::salvage(checkpoints, number, |item| state.restore(item))?;
+                // With the whole of the journal nothing of it is needed.
+                if broken.is_empty() && (1..=last).all(|number| segments.contains(&number)) {
+                    state = State::new(layout.segment_bytes);
+                    from = layout.first();
+                }
                 checkpoint = Some(Checkpoint { number, lsn: salvage.lsn, bytes: 0 });
                 salvaged = Some(salvage);
             }
@@ -188,7 +202,8 @@ fn look(journal: &Path, checkpoints: &Path) -> Result<Found, DataError> {
     }
     let survey = salvage::survey(journal, layout, &segments, from, |change, place| state.apply(change, place))?;
     state.take_freed_files();
-    Ok(Found { layout, segments, broken, checkpoint, salvage: salvaged, survey, state })
+    let is_whole_journal = from == layout.first();
+    Ok(Found { is_whole_journal, layout, segments, broken, checkpoint, salvage: salvaged, survey, state })
 }
 
 /// Everything that is damaged in the journal and its checkpoint.
@@ -266,6 +281,13 @@ fn put_right(
     }
     if let (Some(_), Some(Checkpoint { number, lsn, .. })) = (&found.salvage, found.checkpoint) {
         let path = checkpoint::path(checkpoints, number);
+        if found.is_whole_journal {
+            kept.push(salvage::keep(&path).map_err(|error| DataError::Io(path.clone(), error))?);
+            segment::remove(&path)
+                .and_then(|()| data::sync(checkpoints))
+                .map_err(|error| DataError::Io(path, error))?;
+            return Ok(kept);
+        }
         let mut items = Vec::new();
         checkpoint::salvage(checkpoints, number, |item| items.push(encoded(item)))?;
         kept.push(salvage::keep(&path).map_err(|error| DataError::Io(path.clone(), error))?);
@@ -325,12 +347,12 @@ impl fmt::Display for Report {
             writeln!(f, "{word}: {} byte {byte}: message {id} in the mailbox of {name}", path.display())?;
         }
         if *is_torn {
-            writeln!(f, "torn: the end of a write that nobody was told of; the next start cuts it off")?;
+            writeln!(f, "torn: a write at the end was not finished; the next start cuts it off")?;
         }
         if let Some(kept) = kept {
             writeln!(f, "repaired: all that is good is kept")?;
             for path in kept {
-                writeln!(f, "as it was: {}", path.display())?;
+                writeln!(f, "put aside: {}", path.display())?;
             }
         }
         let messages: usize = state.users().map(|user| user.mailbox.entries().len()).sum();

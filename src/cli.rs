@@ -50,12 +50,12 @@ enum Command {
     /// Add, list and remove accounts, and set their passwords, whether the server runs or not
     #[command(subcommand)]
     User(UserCommand),
-    /// Check a data directory that no server holds: is all of it whole, and what is in it
+    /// Check a data directory that no server holds: is all of it whole, and what is in it (exit code 1 if it is not)
     Check {
         /// The data directory
         #[arg(env = "KURIR_DATA", value_name = "DIR", default_value = DATA_DEFAULT)]
         data: PathBuf,
-        /// Keep all that is good of a damaged journal, and put the damaged one aside
+        /// Keep all that is good of a damaged journal or checkpoint, and put the damaged files aside
         #[arg(long)]
         repair: bool,
     },
@@ -64,8 +64,8 @@ enum Command {
         /// The data directory
         #[arg(env = "KURIR_DATA", value_name = "DIR", default_value = DATA_DEFAULT)]
         data: PathBuf,
-        /// Where the copy goes; made by this, on the same file system with links instead of copies
-        #[arg(long, value_name = "DIR")]
+        /// Where the copy goes; it must not be there yet. On the same file system, what never changes is linked
+        #[arg(long, value_name = "COPY")]
         to: PathBuf,
     },
     /// Look at groups, whether the server runs or not

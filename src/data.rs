@@ -16,6 +16,8 @@ pub struct DataDirectory {
 /// Why a data directory could not be opened.
 #[derive(Debug)]
 pub enum DataError {
+    /// There are other files in it.
+    NotOurs(PathBuf),
     /// Another process has it; its id, if it is known.
     InUse(PathBuf, Option<u32>),
     /// The disk said so.
@@ -31,6 +33,9 @@ pub enum DataError {
 impl fmt::Display for DataError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::NotOurs(root) => {
+                write!(f, "{} is no data directory, and there is something in it", root.display())
+            }
             Self::InUse(root, Some(process)) => {
                 write!(f, "data directory {} is in use by process {process}", root.display())
             }
@@ -42,7 +47,7 @@ impl fmt::Display for DataError {
             Self::Foreign(path) => {
                 write!(
                     f,
-                    "{} is not a journal file that this version of kurir knows; if it was, `kurir check --repair` may keep what is good",
+                    "{} is not a journal file of this version of kurir, or its beginning is damaged; if so, `kurir check --repair` mends it",
                     path.display()
                 )
             }
@@ -64,6 +69,10 @@ impl DataDirectory {
     /// # Errors
     /// [`DataError`]
     pub fn open(root: &Path) -> Result<Self, DataError> {
+        // A mistyped path is not made a data directory beside what is there.
+        if !exists(root) && fs::read_dir(root).is_ok_and(|mut entries| entries.next().is_some()) {
+            return Err(DataError::NotOurs(root.to_owned()));
+        }
         make(root).map_err(|error| DataError::Io(root.to_owned(), error))?;
         // Its name must be as durable as what is in it.
         let parent = root.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
@@ -133,6 +142,12 @@ impl DataDirectory {
     #[must_use]
     pub fn admin_socket(&self) -> PathBuf {
         admin_socket(&self.root)
+    }
+
+    /// Where a repair puts stored files that nothing lists any more.
+    #[must_use]
+    pub fn lost_files(&self) -> PathBuf {
+        self.root.join("lost-files")
     }
 
     fn incoming(&self) -> PathBuf {

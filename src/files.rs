@@ -9,7 +9,7 @@ use std::fmt;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
 
@@ -121,6 +121,30 @@ impl FileStore {
             }
         }
         Ok(removed)
+    }
+
+    /// Moves files that `is_known` does not know to `aside`. Says how many.
+    ///
+    /// # Errors
+    /// What the disk said.
+    pub fn put_aside(&self, aside: &Path, is_known: impl Fn(FileId) -> bool) -> io::Result<usize> {
+        let mut moved = 0;
+        for directory in fs::read_dir(&self.root)? {
+            let directory = directory?;
+            if directory.file_name() == "incoming" || !directory.file_type()?.is_dir() {
+                continue;
+            }
+            for file in fs::read_dir(directory.path())? {
+                let file = file?;
+                let id = file.file_name().to_str().and_then(|name| u64::from_str_radix(name, 16).ok());
+                if id.is_some_and(|id| !is_known(FileId(id))) {
+                    DirBuilder::new().recursive(true).mode(0o700).create(aside)?;
+                    fs::rename(file.path(), aside.join(file.file_name()))?;
+                    moved += 1;
+                }
+            }
+        }
+        Ok(moved)
     }
 
     /// Where a file should be, and how many bytes are there.

@@ -128,9 +128,15 @@ impl Service {
             Some(_) if entries.iter().any(is_elsewhere) => self.deliver(connection, spec, claim.user, host),
             Some(_) if is_busy => self.refuse(connection, Refusal::ServerBusy, Some(spec)),
             Some(_) => {
-                let (lsn, segment) = (first.place().lsn, self.log.layout().segment(first.place().lsn));
+                let (layout, lsn) = (self.log.layout(), first.place().lsn);
+                let (segment, byte) = (layout.segment(lsn), layout.offset(lsn));
                 let failure = failure.as_deref().unwrap_or("what is there is not what was written");
-                tracing::error!(%lsn, segment, failure, "a message cannot be read; see `kurir check --repair`");
+                tracing::error!(
+                    segment,
+                    byte,
+                    failure,
+                    "a message cannot be read; stop the server and use `kurir check --repair`"
+                );
                 self.refuse(connection, Refusal::MailboxUnreadable, Some(spec));
             }
         }

@@ -238,7 +238,7 @@ mod tests {
                 let mut end = journal.end();
                 let batches: Vec<Batch> = (0..batches).map(|_| {
                     let mut bytes = Vec::new();
-                    written.push(record::append(&mut bytes, 7, end, |body| body.resize(size, 1)));
+                    written.push(record::append(&mut bytes, 7, end, |body| body.resize(body.len() + size, 1)));
                     number += 1;
                     let batch = Batch { number, start: end, bytes };
                     end = batch.end();

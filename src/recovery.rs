@@ -41,8 +41,10 @@ pub struct Recovered {
     pub segments: BTreeSet<u64>,
     /// How many changes were read behind the checkpoint.
     pub changes: u64,
-    /// A write that nobody was told of had been cut off by a crash.
+    /// A write at the end had not been finished.
     pub is_torn: bool,
+    /// There was nothing.
+    pub is_new: bool,
 }
 
 /// Recovers the state of a data directory, and makes its journal ready to be written to. One that is empty gets a new
@@ -114,7 +116,7 @@ pub fn recover(root: &DataDirectory, access: Access, segment_bytes: u64) -> Resu
         segment::remove(&path).map_err(|error| DataError::Io(path.clone(), error))?;
     }
     state.take_freed_files();
-    Ok(Recovered { layout, state, end, checkpoint, segments, changes, is_torn })
+    Ok(Recovered { layout, state, end, checkpoint, segments, changes, is_torn, is_new: false })
 }
 
 /// Begins a journal where there is none.
@@ -130,6 +132,7 @@ fn begin(journal: &Path, access: Access, segment_bytes: u64) -> Result<Recovered
         segments: BTreeSet::from([1]),
         changes: 0,
         is_torn: false,
+        is_new: true,
     })
 }
 

@@ -96,16 +96,20 @@ impl Store {
         };
         let files = FileStore::new(directory.files());
         let recovered = recovery::recover(&directory, access, segment_bytes).map_err(StoreError::Data)?;
-        let Recovered { layout, state, end, checkpoint, segments, changes, is_torn } = recovered;
+        let Recovered { layout, state, end, checkpoint, segments, changes, is_torn, is_new } = recovered;
         if state.next_user().0 == 0 && files.has_any().map_err(failed(&directory.files()))? {
             return Err(StoreError::JournalLost(journal.display().to_string()));
         }
         let strays = files.remove_strays(|file| state.file(file).is_some()).map_err(failed(&directory.files()))?;
         let ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
         let from = checkpoint.map_or(0, |checkpoint| checkpoint.number);
-        info!(checkpoint = from, changes, strays, ms, ?access, "data directory {} recovered", root.display());
+        if is_new {
+            info!("data directory {} made", root.display());
+        } else {
+            info!(checkpoint = from, changes, strays, ms, ?access, "data directory {} recovered", root.display());
+        }
         if is_torn {
-            warn!("a write that nobody was told of was cut off at the end of the journal {}", journal.display());
+            warn!("a write that was not finished was cut off at the end of the journal {}", journal.display());
         }
         let (last, count) = (layout.segment(end), segments.len() as u64);
         let store = SegmentStore::new(journal.clone(), layout, access, last, count);

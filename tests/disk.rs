@@ -349,6 +349,107 @@ fn messages_that_are_only_on_the_disk_are_given_once_to_whoever_asks_first() {
     assert_eq!(ids, (1..=3000).collect::<Vec<u64>>());
 }
 
+/// The only file in a directory.
+fn only_file(directory: &Path) -> std::path::PathBuf {
+    let files: Vec<_> = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path()).collect();
+    assert_eq!(files.len(), 1, "{files:?}");
+    files.into_iter().next().unwrap()
+}
+
+fn flip(path: &Path, at: usize) {
+    let mut bytes = fs::read(path).unwrap();
+    bytes[at] ^= 1;
+    fs::write(path, bytes).unwrap();
+}
+
+/// What check says, and its exit code.
+fn check(data: &Path, repair: bool) -> (Option<i32>, String) {
+    let data = data.to_str().unwrap();
+    let checked = if repair { output(&["check", data, "--repair"]) } else { output(&["check", data]) };
+    (checked.status.code(), text(&checked.stdout).to_owned())
+}
+
+#[test]
+fn a_damaged_checkpoint_is_found_and_repaired_from_what_is_left() {
+    let root = tempfile::tempdir().unwrap();
+    let data = root.path().join("data");
+    let server = Server::demo(&data, &SMALL);
+    let mut messi = User::new(&server, "messi");
+    messi.send("SEND MESSAGE", "henderson", 5000);
+    server.stop();
+    let path = only_file(&data.join("checkpoint"));
+    let whole = fs::read(&path).unwrap();
+    let wait = "5000 messages waiting";
+    assert!(check(&data, false).1.contains(wait));
+    // The header, the counters, an account, the entries of a mailbox, the end.
+    for at in [3, 60, 110, whole.len() / 2, whole.len() - 60, whole.len() - 3] {
+        flip(&path, at);
+        let started = output(&["serve", "--demo", "--listen", "127.0.0.1:0", "--data", data.to_str().unwrap()]);
+        assert_eq!(started.status.code(), Some(2), "byte {at}");
+        assert!(text(&started.stderr).contains("kurir check --repair"), "{}", text(&started.stderr));
+        assert_eq!(check(&data, false).0, Some(1), "byte {at}");
+        // The journal is there from its beginning, so nothing is lost.
+        let (code, said) = check(&data, true);
+        assert_eq!(code, Some(0), "{said}");
+        assert!(said.contains(wait), "byte {at}: {said}");
+        assert_eq!(check(&data, false).0, Some(0));
+        fs::write(&path, &whole).unwrap();
+    }
+    // Without the beginning of the journal, what is whole of the checkpoint is kept.
+    let server = Server::demo(&data, &SMALL);
+    let mut henderson = User::new(&server, "henderson");
+    let mut messi = User::new(&server, "messi");
+    assert_eq!(henderson.read(), 5000);
+    messi.send("SEND MESSAGE", "henderson", 9000);
+    let started = Instant::now();
+    while data.join("journal/0000000001.log").exists() {
+        assert!(started.elapsed() < PATIENCE, "what is read is never freed");
+        thread::sleep(Duration::from_millis(20));
+    }
+    server.stop();
+    let path = fs::read_dir(data.join("checkpoint")).unwrap().map(|entry| entry.unwrap().path()).max().unwrap();
+    flip(&path, 60);
+    assert_eq!(check(&data, false).0, Some(1));
+    let (code, said) = check(&data, true);
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains("dropped: ") && said.contains("put aside: "), "{said}");
+    assert_eq!(check(&data, false).0, Some(0));
+    let server = Server::demo(&data, &SMALL);
+    assert_eq!(User::new(&server, "henderson").read(), 9000);
+}
+
+#[test]
+fn a_damaged_text_is_told_to_whoever_asks_and_repaired_alone() {
+    let root = tempfile::tempdir().unwrap();
+    let data = root.path();
+    let server = Server::demo(data, &SMALL);
+    User::new(&server, "messi").send("SEND MESSAGE", "henderson", 5000);
+    server.stop();
+    let segment = data.join("journal/0000000001.log");
+    flip(&segment, 100_000);
+    let server = Server::demo(data, &SMALL);
+    let mut henderson = User::new(&server, "henderson");
+    let mut read = 0;
+    let refused = loop {
+        match henderson.client.request(&format!("INBOX {}", henderson.token)) {
+            Ok(inbox) => read += inbox["data"]["messi"].as_array().unwrap().len(),
+            Err(error) => break error.to_string(),
+        }
+    };
+    assert_eq!(refused, "kotak masuk tidak terbaca");
+    assert!(read > 100, "what stands before it is given");
+    server.stop();
+    let (code, said) = check(data, false);
+    assert_eq!(code, Some(1));
+    assert!(said.contains("in the mailbox of henderson"), "{said}");
+    let (code, said) = check(data, true);
+    assert_eq!(code, Some(0), "{said}");
+    assert_eq!(said.matches("dropped: ").count(), 1, "{said}");
+    assert_eq!(check(data, false).0, Some(0));
+    let server = Server::demo(data, &SMALL);
+    assert_eq!(read + User::new(&server, "henderson").read(), 4999);
+}
+
 /// What `/proc` says of a process, in KiB.
 fn status_kib(server: &Server, field: &str) -> u64 {
     let status = fs::read_to_string(format!("/proc/{}/status", server.process())).unwrap();
