@@ -70,7 +70,7 @@ impl DataDirectory {
     /// [`DataError`]
     pub fn open(root: &Path) -> Result<Self, DataError> {
         // A mistyped path is not made a data directory beside what is there.
-        if !exists(root) && fs::read_dir(root).is_ok_and(|mut entries| entries.next().is_some()) {
+        if !exists(root) && has_files(root) {
             return Err(DataError::NotOurs(root.to_owned()));
         }
         make(root).map_err(|error| DataError::Io(root.to_owned(), error))?;
@@ -153,6 +153,12 @@ impl DataDirectory {
     fn incoming(&self) -> PathBuf {
         self.files().join("incoming")
     }
+}
+
+/// True when there is something in a directory besides what a file system of its own has there.
+fn has_files(root: &Path) -> bool {
+    let names = fs::read_dir(root).into_iter().flatten().filter_map(|entry| Some(entry.ok()?.file_name()));
+    names.filter_map(|name| name.into_string().ok()).any(|name| name != "lost+found" && !name.starts_with('.'))
 }
 
 /// Locks the lock file, or says who has it.

@@ -67,7 +67,8 @@ impl Layout {
         directory.join(format!("{segment:010}.log"))
     }
 
-    /// The block that a segment opens with.
+    /// The block that a segment opens with: `kurirjnl`, [`VERSION`] (4 bytes), the salt (4), the segment's number (8), the
+    /// segment size (8), and the CRC-32C of these (4); the rest is zero.
     #[must_use]
     pub fn header(self, segment: u64) -> Vec<u8> {
         let mut header = Vec::with_capacity(BLOCK_BYTES);

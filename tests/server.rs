@@ -116,6 +116,16 @@ fn what_is_wrong_at_the_start_is_said_in_one_line() {
     fs::create_dir_all(Path::new(other).join("journal")).unwrap();
     fs::write(Path::new(other).join("journal/0000000001.log"), "this is not a journal of this program").unwrap();
     assert_refused(&["serve", "--data", other, "--listen", "127.0.0.1:0"], "not a journal");
+    // A path that was mistyped is not made a data directory; one with what a file system of its own has is.
+    let (foreign, own) = (data.path().join("foreign"), data.path().join("own"));
+    for (directory, file) in [(&foreign, "letter.txt"), (&own, "lost+found")] {
+        fs::create_dir(directory).unwrap();
+        fs::write(directory.join(file), "").unwrap();
+    }
+    let foreign = foreign.to_str().unwrap();
+    assert_refused(&["serve", "--data", foreign, "--listen", "127.0.0.1:0"], "there is something in it");
+    assert_eq!(fs::read_dir(foreign).unwrap().count(), 1);
+    Server::demo(&own, &[]).stop();
 }
 
 #[test]
@@ -352,6 +362,11 @@ fn what_was_acknowledged_under_load_survives_kill_9() {
         last.push(texts_of_all(&lineker.request(&format!("INBOX {token}")).unwrap()));
     }
     lives.push(last);
+    // It was compacted all the while: nothing needs its first segments any more.
+    while data.path().join("journal/0000000001.log").exists() {
+        thread::sleep(Duration::from_millis(20));
+    }
+    assert!(fs::read_dir(data.path().join("checkpoint")).unwrap().count() > 0);
     server.stop();
     assert_eq!(output(&["check", data.path().to_str().unwrap()]).status.code(), Some(0));
 
