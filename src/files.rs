@@ -106,19 +106,9 @@ impl FileStore {
             fs::remove_file(upload?.path())?;
             removed += 1;
         }
-        for directory in fs::read_dir(&self.root)? {
-            let directory = directory?;
-            if directory.file_name() == "incoming" || !directory.file_type()?.is_dir() {
-                continue;
-            }
-            for file in fs::read_dir(directory.path())? {
-                let file = file?;
-                let id = file.file_name().to_str().and_then(|name| u64::from_str_radix(name, 16).ok());
-                if id.is_some_and(|id| !is_known(FileId(id))) {
-                    fs::remove_file(file.path())?;
-                    removed += 1;
-                }
-            }
+        for stray in self.strays(is_known)? {
+            fs::remove_file(stray)?;
+            removed += 1;
         }
         Ok(removed)
     }
@@ -128,7 +118,19 @@ impl FileStore {
     /// # Errors
     /// What the disk said.
     pub fn put_aside(&self, aside: &Path, is_known: impl Fn(FileId) -> bool) -> io::Result<usize> {
-        let mut moved = 0;
+        let strays = self.strays(is_known)?;
+        if !strays.is_empty() {
+            DirBuilder::new().recursive(true).mode(0o700).create(aside)?;
+        }
+        for stray in &strays {
+            fs::rename(stray, aside.join(stray.file_name().unwrap_or_default()))?;
+        }
+        Ok(strays.len())
+    }
+
+    /// Stored files that `is_known` does not know.
+    fn strays(&self, is_known: impl Fn(FileId) -> bool) -> io::Result<Vec<PathBuf>> {
+        let mut strays = Vec::new();
         for directory in fs::read_dir(&self.root)? {
             let directory = directory?;
             if directory.file_name() == "incoming" || !directory.file_type()?.is_dir() {
@@ -138,13 +140,11 @@ impl FileStore {
                 let file = file?;
                 let id = file.file_name().to_str().and_then(|name| u64::from_str_radix(name, 16).ok());
                 if id.is_some_and(|id| !is_known(FileId(id))) {
-                    DirBuilder::new().recursive(true).mode(0o700).create(aside)?;
-                    fs::rename(file.path(), aside.join(file.file_name()))?;
-                    moved += 1;
+                    strays.push(file.path());
                 }
             }
         }
-        Ok(moved)
+        Ok(strays)
     }
 
     /// Where a file should be, and how many bytes are there.

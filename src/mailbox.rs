@@ -19,7 +19,7 @@ pub struct Entry {
     id: u32,
 }
 
-// A pending message takes this, and at most a third more for the room that a queue grows into.
+// A pending message takes this, and at most a quarter more for the room that a queue grows into.
 const _: () = assert!(size_of::<Entry>() == 24);
 
 /// Shares are counted in this part of a byte: a short message may wait in many mailboxes.
