@@ -4,13 +4,15 @@
 
 use std::hint::black_box;
 
+use base64::Engine;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use kurir::buffer::{Line, ReadBuffer};
 use kurir::change::Message;
+use kurir::content::{ContentReader, encode};
 use kurir::reply::Reply;
 use kurir::reply::{InboxWriter, Item, ok};
 use kurir::request::parse;
-use kurir::transfer::{BLOCK_BYTES, ContentReader, encode};
+use kurir::transfer::BLOCK_BYTES;
 use kurir::verb::{Audience, Dialect, recognise};
 
 const TOKEN: &str = "0123456789abcdef0123456789abcdef";
@@ -98,6 +100,7 @@ fn replies(c: &mut Criterion) {
     group.finish();
 }
 
+/// One block, as a transfer handles it, and the routines that could do it.
 fn base64(c: &mut Criterion) {
     let mut group = c.benchmark_group("base64");
     let block: Vec<u8> = (0..BLOCK_BYTES).map(|number| number.to_le_bytes()[0]).collect();
@@ -115,6 +118,22 @@ fn base64(c: &mut Criterion) {
         b.iter(|| {
             out.clear();
             ContentReader::default().read(black_box(&encoded), &mut out)
+        });
+    });
+    let mut room = vec![0; encoded.len()];
+    let scalar = base64::engine::general_purpose::STANDARD;
+    let vector = base64::engine::Simd::standard(base64::engine::general_purpose::PAD);
+    group.bench_function("encode/base64_scalar", |b| b.iter(|| scalar.encode_slice(black_box(&block), &mut room)));
+    group.bench_function("encode/base64_vector", |b| b.iter(|| vector.encode_slice(black_box(&block), &mut room)));
+    group.bench_function("encode/base64_simd", |b| {
+        b.iter(|| base64_simd::STANDARD.encode(black_box(&block), base64_simd::Out::from_slice(&mut room)).len());
+    });
+    group.bench_function("decode/base64_scalar", |b| b.iter(|| scalar.decode_slice(black_box(&encoded), &mut room)));
+    group.bench_function("decode/base64_vector", |b| b.iter(|| vector.decode_slice(black_box(&encoded), &mut room)));
+    group.bench_function("decode/base64_simd", |b| {
+        b.iter(|| {
+            let out = base64_simd::Out::from_slice(&mut room);
+            base64_simd::STANDARD.decode(black_box(&encoded), out).map(|decoded| decoded.len())
         });
     });
     group.finish();

@@ -19,6 +19,7 @@ use crate::change::Lsn;
 use crate::command::{self, LastToken};
 use crate::compaction::{Compacted, CompactionJob};
 use crate::connection::{CloseReason, Connection, ConnectionId, Peer, Phase};
+use crate::content;
 use crate::files::{FileDone, FileJob, TransferId};
 use crate::inbox::{TextsDone, TextsJob};
 use crate::limits::Limits;
@@ -30,7 +31,6 @@ use crate::serve::{Stop, discard_input, serve_within_budget};
 use crate::service::{Service, Storing};
 use crate::space::{SpaceDone, SpaceJob};
 use crate::state::State;
-use crate::transfer;
 use crate::upkeep::Holdings;
 use crate::verb::Verb;
 
@@ -474,7 +474,7 @@ impl Engine {
             download.is_begun = true;
             reply::download_start(out, &download.name, download.spec);
         }
-        transfer::encode(block, out);
+        content::encode(block, out);
         download.sent += block.len() as u64;
         download.is_reading = false;
         connection.write.seal(self.service.log.unsettled_at(download.lsn));

@@ -44,6 +44,7 @@ pub mod client;
 pub mod command;
 pub mod compaction;
 pub mod connection;
+pub mod content;
 pub mod data;
 pub mod engine;
 pub(crate) mod field;

@@ -7,13 +7,14 @@ use crate::buffer::Line;
 use crate::change::FileId;
 use crate::command;
 use crate::connection::{CloseReason, Connection, Phase};
+use crate::content::ContentError;
 use crate::engine::{Host, Job};
 use crate::files::FileJob;
 use crate::refusal::Refusal;
 use crate::reply;
 use crate::request;
 use crate::service::{Service, Storing};
-use crate::transfer::{BLOCK_BYTES, ContentError, Upload};
+use crate::transfer::{BLOCK_BYTES, Upload};
 
 /// What a peer may still send while the server stops: about as much as may be on its way when the stop begins.
 const STOP_READ_BYTES_MAX: u64 = 1024 * 1024;

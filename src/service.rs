@@ -8,6 +8,7 @@ use crate::change::{Change, FileId, Lsn};
 use crate::claims::Claims;
 use crate::command::{Context, LastToken, Outcome, PasswordWork, Task};
 use crate::connection::{Connection, ConnectionId, Delivery, Peer, Phase};
+use crate::content::ContentReader;
 use crate::engine::{Host, Job, Registration};
 use crate::files::{FileJob, TransferId};
 use crate::limits::Limits;
@@ -17,7 +18,7 @@ use crate::refusal::Refusal;
 use crate::reply::{self, InboxWriter, Reply};
 use crate::state::State;
 use crate::throttle::Throttle;
-use crate::transfer::{ContentReader, Download, Envelope, Upload};
+use crate::transfer::{Download, Envelope, Upload};
 use crate::upkeep::{Holdings, Upkeep};
 use crate::verb::{Spec, Verb};
 

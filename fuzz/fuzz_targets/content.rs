@@ -2,7 +2,7 @@
 
 #![no_main]
 
-use kurir::transfer::{ContentError, ContentReader, encode};
+use kurir::content::{ContentError, ContentReader, encode};
 use libfuzzer_sys::fuzz_target;
 
 fn read(input: &[u8], chunk: usize) -> Result<(Vec<u8>, usize), ContentError> {
