@@ -64,6 +64,13 @@ impl ReadBuffer {
         &mut self.bytes[self.filled..]
     }
 
+    /// Takes so much memory, if there is less.
+    pub fn reserve(&mut self, bytes: usize) {
+        if self.bytes.len() < bytes {
+            self.bytes.resize(bytes, 0);
+        }
+    }
+
     /// Counts `count` bytes of what [`Self::room`] gave as filled.
     pub fn fill(&mut self, count: usize) {
         self.filled = (self.filled + count).min(self.bytes.len());

@@ -57,6 +57,18 @@ pub struct GroupId(pub u32);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct FileId(pub u64);
 
+/// Where the bytes of a stored file are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kept {
+    /// In a file of their own, with this CRC-32C. Those that were stored before sums were kept have none.
+    Apart {
+        /// The sum.
+        sum: Option<u32>,
+    },
+    /// In this record of the journal.
+    Journal(Place),
+}
+
 /// What is kept of a token: the first half of its SHA-256.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct SessionId(pub [u8; 16]);
@@ -145,13 +157,15 @@ pub enum Change<'a> {
         first: Lsn,
         last: Lsn,
     },
-    /// Replaces the file of this name from this sender to this target.
+    /// Replaces the file of this name from this sender to this target. Its bytes are in a file of their own.
     FileStored {
         file: FileId,
         from: UserId,
         to: Target,
         bytes: u64,
         name: &'a str,
+        /// The CRC-32C of its bytes.
+        sum: Option<u32>,
     },
     /// The user's list no longer has this name under this party.
     FileDropped {
@@ -169,6 +183,23 @@ pub enum Change<'a> {
         to_name: &'a str,
         text: &'a str,
         holders: Holders<'a>,
+    },
+    /// The same as [`Change::FileStored`] for a file whose bytes are kept here.
+    FileSent {
+        file: FileId,
+        from: UserId,
+        to: Target,
+        name: &'a str,
+        content: &'a [u8],
+    },
+    /// A file whose bytes are kept in the journal is written here again, so that the segment that it stood in can go.
+    FileMoved {
+        file: FileId,
+        content: &'a [u8],
+    },
+    /// The bytes of a file are not there any more, so nobody lists it.
+    FileLost {
+        file: FileId,
     },
 }
 
@@ -233,6 +264,15 @@ impl<'a> Change<'a> {
             | Self::MessageMoved { to, at, from_name, to_name, text, .. } => {
                 Some(Message { at, from: from_name, to: to_name, is_to_group: matches!(to, Target::Group(_)), text })
             }
+            _ => None,
+        }
+    }
+
+    /// The bytes of a file that are kept in it.
+    #[must_use]
+    pub fn content(&self) -> Option<&'a [u8]> {
+        match *self {
+            Self::FileSent { content, .. } | Self::FileMoved { content, .. } => Some(content),
             _ => None,
         }
     }
@@ -303,13 +343,16 @@ impl<'a> Change<'a> {
                 first.put(out);
                 last.put(out);
             }
-            Self::FileStored { file, from, to, bytes, name } => {
-                out.push(12);
+            Self::FileStored { file, from, to, bytes, name, sum } => {
+                out.push(if sum.is_some() { 15 } else { 12 });
                 file.0.put(out);
                 from.0.put(out);
                 to.put(out);
                 bytes.put(out);
                 name.put(out);
+                if let Some(sum) = sum {
+                    sum.put(out);
+                }
             }
             Self::FileDropped { user, party, name } => {
                 out.push(13);
@@ -327,6 +370,23 @@ impl<'a> Change<'a> {
                 text.put(out);
                 u32::try_from(holders.count()).unwrap_or(u32::MAX).put(out);
                 out.extend_from_slice(holders.0);
+            }
+            Self::FileSent { file, from, to, name, content } => {
+                out.push(16);
+                file.put(out);
+                from.put(out);
+                to.put(out);
+                name.put(out);
+                content.put(out);
+            }
+            Self::FileMoved { file, content } => {
+                out.push(17);
+                file.put(out);
+                content.put(out);
+            }
+            Self::FileLost { file } => {
+                out.push(18);
+                file.put(out);
             }
         }
     }
@@ -360,12 +420,14 @@ impl<'a> Change<'a> {
                 text: fields.take()?,
             },
             11 => Self::Delivered { user: fields.take()?, first: fields.take()?, last: fields.take()? },
-            12 => Self::FileStored {
+            // Kind 12 has no sum.
+            12 | 15 => Self::FileStored {
                 file: fields.take()?,
                 from: fields.take()?,
                 to: fields.take()?,
                 bytes: fields.take()?,
                 name: fields.take()?,
+                sum: if kind == 15 { Some(fields.take()?) } else { None },
             },
             13 => Self::FileDropped { user: fields.take()?, party: fields.take()?, name: fields.take()? },
             14 => Self::MessageMoved {
@@ -380,6 +442,15 @@ impl<'a> Change<'a> {
                     Holders(fields.bytes(count.checked_mul(Holders::ITEM_BYTES)?)?)
                 },
             },
+            16 => Self::FileSent {
+                file: fields.take()?,
+                from: fields.take()?,
+                to: fields.take()?,
+                name: fields.take()?,
+                content: fields.take()?,
+            },
+            17 => Self::FileMoved { file: fields.take()?, content: fields.take()? },
+            18 => Self::FileLost { file: fields.take()? },
             _ => return None,
         };
         fields.0.is_empty().then_some(change)
@@ -418,7 +489,24 @@ mod tests {
                 holders: Holders(&[7; 36]),
             },
             Change::Delivered { user, first: Lsn(b), last: Lsn(b / 2) },
-            Change::FileStored { file: FileId(b), from: user, to: Target::User(user), bytes: b, name: text },
+            Change::FileStored { file: FileId(b), from: user, to: Target::User(user), bytes: b, name: text, sum: None },
+            Change::FileStored {
+                file: FileId(b),
+                from: user,
+                to: Target::User(user),
+                bytes: b,
+                name: text,
+                sum: Some(a),
+            },
+            Change::FileSent {
+                file: FileId(b),
+                from: user,
+                to: Target::Group(group),
+                name: text,
+                content: text.as_bytes(),
+            },
+            Change::FileMoved { file: FileId(b), content: text.as_bytes() },
+            Change::FileLost { file: FileId(b) },
             Change::FileDropped { user, party: text, name: text },
         ]
     }

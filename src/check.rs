@@ -3,23 +3,25 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
-use crate::change::{Change, FileId, Lsn, Place, UserId};
+use crate::change::{Change, FileId, Kept, Lsn, Place, UserId};
 use crate::checkpoint::{self, Checkpoint, Salvage};
 use crate::data::{self, DataDirectory, DataError};
-use crate::files::FileStore;
+use crate::files::{self, FileStore};
 use crate::limits::Limits;
 use crate::log::{Need, Sync};
+use crate::mailbox::Entry;
 use crate::recovery;
 use crate::salvage::{self, Damage, Survey};
 use crate::segment::{self, Layout};
 use crate::snapshot::Item;
-use crate::state::State;
+use crate::state::{State, StoredFile};
 use crate::store::{Store, StoreError, WorkError};
 use crate::texts::Texts;
 
-/// Texts are read in portions of this many messages.
+/// Records are read in portions of this many.
 const TEXTS_AT_ONCE: usize = 4096;
 
 /// What a check found.
@@ -33,30 +35,53 @@ pub struct Report {
     is_torn: bool,
     state: State,
     damage: Vec<Damage>,
-    lost: Vec<LostMessage>,
+    lost: Vec<Lost>,
     files: Vec<FileProblem>,
     /// Where a repair has put the damaged files; none if there was none.
     kept: Option<Vec<PathBuf>>,
 }
 
-/// A message that waits and whose text cannot be read.
+/// A record that is needed and cannot be read.
 #[derive(Debug)]
-struct LostMessage {
-    user: UserId,
-    name: Box<str>,
-    id: u64,
-    sent: Lsn,
+struct Lost {
+    what: LostRecord,
     path: PathBuf,
     byte: u64,
+}
+
+#[derive(Debug)]
+enum LostRecord {
+    /// A message that waits.
+    Message { user: UserId, name: Box<str>, id: u64, sent: Lsn },
+    /// A small file that is listed.
+    File { file: FileId, name: Box<str> },
+}
+
+impl Lost {
+    /// What makes it as if it had never been.
+    fn change(&self) -> Change<'_> {
+        match self.what {
+            LostRecord::Message { user, sent, .. } => Change::Delivered { user, first: sent, last: sent },
+            LostRecord::File { file, .. } => Change::FileLost { file },
+        }
+    }
 }
 
 /// A listed file whose bytes are not there as they should be.
 #[derive(Debug)]
 struct FileProblem {
+    file: FileId,
     path: PathBuf,
     bytes: u64,
-    /// None if the file is missing.
-    found: Option<u64>,
+    found: FileFound,
+}
+
+#[derive(Debug)]
+enum FileFound {
+    Missing,
+    Size(u64),
+    OtherBytes,
+    Unreadable(io::Error),
 }
 
 /// Why a data directory could not be checked, or repaired.
@@ -116,23 +141,27 @@ pub fn check(root: &Path, repair: bool) -> Result<Report, CheckError> {
     let (journal, checkpoints) = (directory.journal(), directory.checkpoints());
     let found = look(&journal, &checkpoints)?;
     let damage = describe(&found, &journal, &checkpoints)?;
-    let lost = lost_messages(&found, &journal);
+    let lost = lost_records(&found, &journal);
     let files = file_problems(&directory, &found.state);
     let is_torn = recovery::begins_record(&journal, found.layout, found.survey.end)
         .map_err(|error| DataError::Io(journal.clone(), error))?;
     let mut kept = None;
     let mut found = found;
-    if repair && !(damage.is_empty() && lost.is_empty()) {
+    if repair && !(damage.is_empty() && lost.is_empty() && files.is_empty()) {
         let mut put = put_right(&found, &lost, &journal, &checkpoints)?;
         // What listed them may be among what is dropped, and the next start removes what nothing lists.
         let (store, aside) = (FileStore::new(directory.files()), directory.lost_files());
-        let moved = store.put_aside(&aside, |file| found.state.file(file).is_some());
+        let damaged: BTreeSet<FileId> = files.iter().map(|problem| problem.file).collect();
+        let is_good = |file| found.state.file(file).is_some() && !damaged.contains(&file);
+        let moved = store.put_aside(&aside, is_good);
         if moved.map_err(|error| DataError::Io(aside.clone(), error))? > 0 {
             put.push(aside);
         }
         // The rest is done as a server does it.
         drop(directory);
-        drop_messages(root, &lost)?;
+        let changes = lost.iter().map(Lost::change);
+        let of_files = files.iter().map(|problem| Change::FileLost { file: problem.file });
+        make_changes(root, &changes.chain(of_files).collect::<Vec<_>>())?;
         found = look(&journal, &checkpoints)?;
         kept = Some(put);
     }
@@ -144,7 +173,7 @@ pub fn check(root: &Path, repair: bool) -> Result<Report, CheckError> {
 fn look(journal: &Path, checkpoints: &Path) -> Result<Found, DataError> {
     let segments = segment::list(journal).map_err(|error| DataError::Io(journal.to_owned(), error))?;
     let newest = match checkpoint::list(checkpoints) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
+        Err(error) if error.kind() == ErrorKind::NotFound => None,
         listed => listed.map_err(|error| DataError::Io(checkpoints.to_owned(), error))?.pop_last(),
     };
     let of_checkpoint = match newest {
@@ -229,35 +258,54 @@ fn describe(found: &Found, journal: &Path, checkpoints: &Path) -> Result<Vec<Dam
     Ok(damage)
 }
 
-/// Reads every message that waits.
-fn lost_messages(found: &Found, journal: &Path) -> Vec<LostMessage> {
-    let mut waiting: Vec<(Place, UserId, Lsn, u64)> = Vec::new();
+/// Reads every message that waits, and every small file.
+fn lost_records(found: &Found, journal: &Path) -> Vec<Lost> {
+    let mut needed: Vec<(Place, LostRecord)> = Vec::new();
     for (user, mailbox) in found.state.mailboxes() {
-        let entries = mailbox.entries().iter();
-        waiting.extend(entries.map(|entry| (entry.place(), user, entry.sent(), entry.id(mailbox.last_id()))));
+        let name = found.state.user(user).map(|user| user.name.clone()).unwrap_or_default();
+        let message = |entry: &Entry| {
+            let (id, sent) = (entry.id(mailbox.last_id()), entry.sent());
+            (entry.place(), LostRecord::Message { user, name: name.clone(), id, sent })
+        };
+        needed.extend(mailbox.entries().iter().map(message));
     }
-    waiting.sort_unstable();
+    needed.extend(found.state.files().filter_map(|(file, stored)| match stored.kept {
+        Kept::Journal(place) => Some((place, LostRecord::File { file, name: stored.name.clone() })),
+        Kept::Apart { .. } => None,
+    }));
+    needed.sort_by_key(|(place, _)| *place);
     let mut reader = Texts::new(journal.to_owned(), found.layout);
     let mut lost = Vec::new();
-    for some in waiting.chunks(TEXTS_AT_ONCE) {
-        let places: Vec<Place> = some.iter().map(|(place, ..)| *place).collect();
-        for ((place, user, sent, id), record) in some.iter().zip(reader.read_each(&places)) {
+    let mut needed = needed.into_iter();
+    loop {
+        let some: Vec<_> = needed.by_ref().take(TEXTS_AT_ONCE).collect();
+        if some.is_empty() {
+            return lost;
+        }
+        let places: Vec<Place> = some.iter().map(|(place, _)| *place).collect();
+        for ((place, what), record) in some.into_iter().zip(reader.read_each(&places)) {
             if record.is_none() {
-                let name = found.state.user(*user).map(|user| user.name.clone()).unwrap_or_default();
                 let path = Layout::path(journal, found.layout.segment(place.lsn));
-                let byte = found.layout.offset(place.lsn);
-                lost.push(LostMessage { user: *user, name, id: *id, sent: *sent, path, byte });
+                lost.push(Lost { what, path, byte: found.layout.offset(place.lsn) });
             }
         }
     }
-    lost
 }
 
+/// Reads every file that has one of its own.
 fn file_problems(directory: &DataDirectory, state: &State) -> Vec<FileProblem> {
     let store = FileStore::new(directory.files());
-    let problem = |(file, bytes): (FileId, u64)| {
-        let (path, found) = store.found(file);
-        (found != Some(bytes)).then_some(FileProblem { path, bytes, found })
+    let problem = |(file, stored): (FileId, &StoredFile)| {
+        let Kept::Apart { sum } = stored.kept else { return None };
+        let (path, bytes) = (store.place(file), stored.bytes);
+        let found = match files::sum(&path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => FileFound::Missing,
+            Err(error) => FileFound::Unreadable(error),
+            Ok((found, _)) if found != bytes => FileFound::Size(found),
+            Ok((_, found)) if sum.is_some_and(|sum| sum != found) => FileFound::OtherBytes,
+            Ok(_) => return None,
+        };
+        Some(FileProblem { file, path, bytes, found })
     };
     let mut files: Vec<FileProblem> = state.files().filter_map(problem).collect();
     files.sort_by(|a, b| a.path.cmp(&b.path));
@@ -265,15 +313,10 @@ fn file_problems(directory: &DataDirectory, state: &State) -> Vec<FileProblem> {
 }
 
 /// Replaces damaged files by what is good of them.
-fn put_right(
-    found: &Found,
-    lost: &[LostMessage],
-    journal: &Path,
-    checkpoints: &Path,
-) -> Result<Vec<PathBuf>, DataError> {
+fn put_right(found: &Found, lost: &[Lost], journal: &Path, checkpoints: &Path) -> Result<Vec<PathBuf>, DataError> {
     let mut kept = salvage::repair(journal, found.layout, &found.survey.damage, found.broken.keys().copied())?;
-    // Those that only texts are lost of stay as they are for now, and go when nothing else is in them.
-    let with_lost: BTreeSet<&PathBuf> = lost.iter().map(|message| &message.path).collect();
+    // Those that only such records are lost of stay as they are for now, and go when nothing else is in them.
+    let with_lost: BTreeSet<&PathBuf> = lost.iter().map(|record| &record.path).collect();
     for path in with_lost.into_iter().filter(|path| path.exists()) {
         if !kept.iter().any(|kept| kept.file_stem() == path.file_name()) {
             kept.push(salvage::keep(path).map_err(|error| DataError::Io(path.clone(), error))?);
@@ -305,19 +348,18 @@ fn encoded(item: &Item<'_>) -> Vec<u8> {
     encoded
 }
 
-/// Takes messages that cannot be read out of their mailboxes.
-fn drop_messages(root: &Path, lost: &[LostMessage]) -> Result<(), CheckError> {
-    if lost.is_empty() {
+/// Makes changes as a server does.
+fn make_changes(root: &Path, changes: &[Change<'_>]) -> Result<(), CheckError> {
+    if changes.is_empty() {
         return Ok(());
     }
     let mut store = Store::open(root, Limits::default().segment_bytes, Sync::Always).map_err(CheckError::Store)?;
-    for message in lost {
-        let change = Change::Delivered { user: message.user, first: message.sent, last: message.sent };
+    for change in changes {
         if store.log.must_wait() {
             store.commit().map_err(CheckError::Work)?;
         }
-        if store.log.append(&change, Need::Less).is_err() {
-            let full = std::io::ErrorKind::StorageFull.into();
+        if store.log.append(change, Need::Less).is_err() {
+            let full = ErrorKind::StorageFull.into();
             return Err(CheckError::Work(WorkError::Journal(store.directory.journal(), full)));
         }
     }
@@ -330,7 +372,7 @@ impl Report {
     /// True when nothing is wrong that was not repaired.
     #[must_use]
     pub fn is_good(&self) -> bool {
-        self.files.is_empty() && (self.kept.is_some() || (self.damage.is_empty() && self.lost.is_empty()))
+        self.kept.is_some() || (self.damage.is_empty() && self.lost.is_empty() && self.files.is_empty())
     }
 }
 
@@ -343,8 +385,21 @@ impl fmt::Display for Report {
         for damage in damage {
             writeln!(f, "{word}: {damage}")?;
         }
-        for LostMessage { name, id, path, byte, .. } in lost {
-            writeln!(f, "{word}: {} byte {byte}: message {id} in the mailbox of {name}", path.display())?;
+        for Lost { what, path, byte } in lost {
+            write!(f, "{word}: {} byte {byte}: ", path.display())?;
+            match what {
+                LostRecord::Message { name, id, .. } => writeln!(f, "message {id} in the mailbox of {name}")?,
+                LostRecord::File { name, .. } => writeln!(f, "the file {name}")?,
+            }
+        }
+        for FileProblem { path, bytes, found, .. } in files {
+            write!(f, "{word}: {}: ", path.display())?;
+            match found {
+                FileFound::Missing => writeln!(f, "a file of {bytes} bytes, which is missing")?,
+                FileFound::Size(found) => writeln!(f, "a file of {bytes} bytes, which has {found}")?,
+                FileFound::OtherBytes => writeln!(f, "a file of {bytes} bytes, which are not those that were stored")?,
+                FileFound::Unreadable(error) => writeln!(f, "a file of {bytes} bytes: {error}")?,
+            }
         }
         if *is_torn {
             writeln!(f, "torn: a write at the end was not finished; the next start cuts it off")?;
@@ -361,12 +416,6 @@ impl fmt::Display for Report {
         writeln!(f, "{} users with {logins} logins, {} groups", state.users().count(), state.groups().count())?;
         writeln!(f, "{messages} messages waiting, {message_bytes} bytes")?;
         writeln!(f, "{} files, {} bytes", state.files().count(), state.files_bytes())?;
-        for FileProblem { path, bytes, found } in files {
-            match found {
-                None => writeln!(f, "missing: {}, {bytes} bytes", path.display())?,
-                Some(found) => writeln!(f, "wrong size: {} has {found} bytes, not {bytes}", path.display())?,
-            }
-        }
         Ok(())
     }
 }

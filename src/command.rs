@@ -1,7 +1,8 @@
 //! What each request does: it is checked against the state, and what it changes is appended to the log and applied.
 //!
 //! Handlers see the state and the parameters, never a buffer, a socket or a disk. A request that takes password work is
-//! begun by [`handle`] and ended by [`resume`]; an upload is begun by [`handle`] and ended by [`store`].
+//! begun by [`handle`] and ended by [`resume`]; an upload is begun by [`handle`] and ended by [`store`], but for a small
+//! file, which [`handle`] stores.
 
 use std::collections::BTreeMap;
 
@@ -10,6 +11,7 @@ use sha2::{Digest, Sha256};
 use crate::change::{self, Change, FileId, GroupId, SessionId, Target, UserId};
 use crate::claims::Claims;
 use crate::connection::Peer;
+use crate::content;
 use crate::limits::Limits;
 use crate::log::{DiskFull, Log, Need};
 use crate::password::PasswordDone;
@@ -18,7 +20,7 @@ use crate::reply::Reply;
 use crate::request::Request;
 use crate::state::{Group, SESSION_TOUCH_MS, State, User};
 use crate::throttle::Throttle;
-use crate::transfer::Envelope;
+use crate::transfer::{Envelope, Incoming};
 use crate::verb::{Spec, Verb};
 
 const NAME_BYTES_MAX: usize = 32;
@@ -45,6 +47,12 @@ pub struct Context<'e> {
     pub now: u64,
     /// The token that this connection used last in this turn.
     pub token: &'e mut LastToken,
+    /// Uploads that are not stored yet.
+    pub incoming: &'e Incoming,
+    /// The number that the next file gets.
+    pub files_next: &'e mut u64,
+    /// Memory to decode a small file into.
+    pub scratch: &'e mut Vec<u8>,
     /// 128 fresh random bits for a token, each time it is called.
     pub random: &'e mut dyn FnMut() -> [u8; 16],
     /// Who asks.
@@ -147,11 +155,11 @@ impl From<DiskFull> for Refusal {
     }
 }
 
-/// Does what the request asks for, or begins it.
+/// Does what the request asks for, or begins it. `content` is that of a small file, up to and with the line end.
 ///
 /// # Errors
 /// The [`Refusal`] to answer with; nothing has changed then.
-pub fn handle<'e>(context: &'e mut Context<'_>, request: &Request<'_>) -> Handled<'e> {
+pub fn handle<'e>(context: &'e mut Context<'_>, request: &Request<'_>, content: Option<&[u8]>) -> Handled<'e> {
     let parameter = |index| request.parameter(index);
     match request.verb() {
         Verb::Ping => Ok(Outcome::Reply(Reply::Done)),
@@ -166,7 +174,10 @@ pub fn handle<'e>(context: &'e mut Context<'_>, request: &Request<'_>) -> Handle
         Verb::Backup => Ok(Outcome::Begin(Task::Hold)),
         _ => {
             let (session, user) = authorise(context, parameter(0))?;
-            handle_as(context, request, session, user)
+            match content {
+                Some(content) => send_small_file(context, request, user, content),
+                None => handle_as(context, request, session, user),
+            }
         }
     }
 }
@@ -183,13 +194,13 @@ fn handle_as<'e>(context: &'e mut Context<'_>, request: &Request<'_>, session: S
             let to = Target::Group(group_of(context, user, parameter(1))?);
             send(context, user, to, parameter(2))
         }
-        Verb::SendFile => {
-            let to = user_target(context, parameter(1))?;
-            envelope(context, user, to, parameter(2)).map(|envelope| Outcome::Begin(Task::Upload(envelope)))
-        }
-        Verb::SendGroupFile => {
-            let to = Target::Group(group_of(context, user, parameter(1))?);
-            envelope(context, user, to, parameter(2)).map(|envelope| Outcome::Begin(Task::Upload(envelope)))
+        Verb::SendFile | Verb::SendGroupFile => {
+            let envelope = address(context, request, user)?;
+            check_size(context.state, context.limits, context.incoming, &envelope, 0, 0)?;
+            if !context.log.can_grow() {
+                return Err(Refusal::StorageFull);
+            }
+            Ok(Outcome::Begin(Task::Upload(envelope)))
         }
         Verb::Inbox if context.log.can_deliver() => Ok(Outcome::Begin(Task::Inbox(user))),
         Verb::Inbox => Err(Refusal::StorageFull),
@@ -278,19 +289,16 @@ pub fn resume<'e>(context: &'e mut Context<'_>, pending: Pending, done: &Passwor
 ///
 /// # Errors
 /// The [`Refusal`] to answer with; the bytes belong to nobody then.
-pub fn store<'e>(context: &'e mut Context<'_>, file: FileId, bytes: u64, sent: &Envelope) -> Handled<'e> {
-    let &Envelope { from, to, ref name, .. } = sent;
+pub fn store<'e>(context: &'e mut Context<'_>, file: FileId, bytes: u64, sum: u32, sent: &Envelope) -> Handled<'e> {
+    let &Envelope { from, to, ref name } = sent;
     known(context.state, from)?;
     match to {
         Target::User(user) => known(context.state, user).map(drop).map_err(|_| Refusal::NoSuchUser)?,
         Target::Group(group) if context.state.is_member(group, from) => {}
         Target::Group(_) => return Err(Refusal::NotMember),
     }
-    let allowed = envelope(context, from, to, name)?;
-    if bytes > allowed.bytes_max {
-        return Err(allowed.over);
-    }
-    context.grow(&Change::FileStored { file, from, to, bytes, name })
+    check_size(context.state, context.limits, context.incoming, sent, bytes, bytes)?;
+    context.grow(&Change::FileStored { file, from, to, bytes, name, sum: Some(sum) })
 }
 
 impl Context<'_> {
@@ -474,23 +482,68 @@ fn send<'e>(context: &mut Context<'_>, from: UserId, to: Target, text: &str) -> 
     Ok(Outcome::Reply(Reply::Done))
 }
 
-/// What an upload may be, as far as it is known before its content.
-fn envelope(context: &Context<'_>, from: UserId, to: Target, name: &str) -> Result<Envelope, Refusal> {
+/// Stores a file that came whole with its line.
+fn send_small_file<'e>(
+    context: &'e mut Context<'_>,
+    request: &Request<'_>,
+    user: UserId,
+    content: &[u8],
+) -> Handled<'e> {
+    let envelope = address(context, request, user)?;
+    let mut decoded = std::mem::take(context.scratch);
+    decoded.clear();
+    let stored = content::decode(content, &mut decoded).map_err(|error| error.refusal(request.spec)).and_then(|()| {
+        check_size(context.state, context.limits, context.incoming, &envelope, decoded.len() as u64, 0)?;
+        let file = FileId(*context.files_next);
+        let Envelope { from, to, name } = &envelope;
+        context.make(&Change::FileSent { file, from: *from, to: *to, name, content: &decoded }, Need::More)?;
+        *context.files_next += 1;
+        Ok(Outcome::Reply(Reply::Done))
+    });
+    *context.scratch = decoded;
+    stored
+}
+
+/// To whom a file goes, and under what name.
+fn address(context: &Context<'_>, request: &Request<'_>, from: UserId) -> Result<Envelope, Refusal> {
+    let (to, name) = (request.parameter(1), request.parameter(2));
+    let to = match request.verb() {
+        Verb::SendGroupFile => Target::Group(group_of(context, from, to)?),
+        _ => user_target(context, to)?,
+    };
     let has_refused = name.chars().any(|letter| letter.is_control() || matches!(letter, '/' | '\\' | ' '));
     if name.is_empty() || name.len() > FILE_NAME_BYTES_MAX || has_refused || name == "." || name == ".." {
         return Err(Refusal::InvalidFileName);
     }
-    let limits = context.limits;
-    let replaced = context.state.file_replaced_bytes(from, to, name);
-    let sent = known(context.state, from)?.sent_bytes.saturating_sub(replaced);
-    let stored = context.state.files_bytes().saturating_sub(replaced);
-    let bounds = [
-        (limits.file_bytes_max, Refusal::FileTooLarge(limits.file_bytes_max)),
-        (limits.user_bytes_max.saturating_sub(sent), Refusal::QuotaFull),
-        (limits.files_bytes_max.saturating_sub(stored), Refusal::StorageFull),
-    ];
-    let (bytes_max, over) = bounds.into_iter().min_by_key(|(bytes, _)| *bytes).ok_or(Refusal::StorageFull)?;
-    Ok(Envelope { from, to, name: name.into(), bytes_max, over })
+    Ok(Envelope { from, to, name: name.into() })
+}
+
+/// Makes sure that a file may have so many bytes, of which `counted` are counted among what is incoming. What it replaces
+/// does not count.
+///
+/// # Errors
+/// The bound that it would pass.
+pub fn check_size(
+    state: &State,
+    limits: &Limits,
+    incoming: &Incoming,
+    sent: &Envelope,
+    bytes: u64,
+    counted: u64,
+) -> Result<(), Refusal> {
+    let &Envelope { from, to, ref name } = sent;
+    let replaced = state.file_replaced_bytes(from, to, name);
+    let by_user = known(state, from)?.sent_bytes.saturating_sub(replaced) + incoming.of(from) - counted;
+    let by_all = state.files_bytes().saturating_sub(replaced) + incoming.bytes() - counted;
+    if bytes > limits.file_bytes_max {
+        Err(Refusal::FileTooLarge(limits.file_bytes_max))
+    } else if by_user.saturating_add(bytes) > limits.user_bytes_max {
+        Err(Refusal::QuotaFull)
+    } else if by_all.saturating_add(bytes) > limits.files_bytes_max {
+        Err(Refusal::StorageFull)
+    } else {
+        Ok(())
+    }
 }
 
 fn delete_file<'e>(context: &mut Context<'_>, user: UserId, party: &str, name: &str) -> Handled<'e> {

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
-use crate::change::{Lsn, Place, UserId};
+use crate::change::{FileId, Kept, Lsn, Place, UserId};
 use crate::checkpoint::{self, Checkpoint};
 use crate::data::DataError;
 use crate::recovery;
@@ -20,7 +20,7 @@ const SEGMENTS_OVER: u64 = 4;
 /// So much is written again after one compaction at most, so that it takes little memory.
 const RELOCATED_BYTES_MAX: u64 = 32 * 1024 * 1024;
 
-/// How many segments there may be when so many bytes of messages wait.
+/// How many segments there may be when so many bytes of messages and small files are needed.
 #[must_use]
 pub fn segments_max(live: u64, segment_bytes: u64) -> u64 {
     live.saturating_mul(2) / segment_bytes + SEGMENTS_OVER
@@ -46,23 +46,49 @@ pub struct Compacted {
     pub relocations: Vec<Relocation>,
 }
 
-/// A message that should be written again, so that the segment that it stands in can go.
+/// What should be written again, so that the segment that it stands in can go.
 #[derive(Debug)]
 pub struct Relocation {
     /// Where it stands.
     pub place: Place,
-    /// Where it stood when it was sent.
-    pub sent: Lsn,
-    /// In whose mailboxes it waits.
-    pub holders: Vec<UserId>,
+    /// Who needs it.
+    pub needed: Needed,
     /// Its record.
     pub record: Vec<u8>,
 }
 
-/// About what a message takes when it is written again.
-fn bytes_again(place: Place, holders: &[UserId]) -> u64 {
+/// Who needs a record.
+#[derive(Debug)]
+pub enum Needed {
+    /// Those in whose mailboxes the message waits.
+    Message {
+        /// Where it stood when it was sent.
+        sent: Lsn,
+        /// Whose mailboxes.
+        holders: Vec<UserId>,
+    },
+    /// Whoever lists the file.
+    File(FileId),
+}
+
+impl Needed {
+    /// In how many mailboxes it waits.
+    #[must_use]
+    pub fn holders(&self) -> usize {
+        match self {
+            Self::Message { holders, .. } => holders.len(),
+            Self::File(_) => 0,
+        }
+    }
+}
+
+/// What is needed of some segments, in the order in which it stands there.
+type NeededAt = BTreeMap<Place, Needed>;
+
+/// About what a record takes when it is written again.
+fn bytes_again(place: Place, needed: &Needed) -> u64 {
     const HOLDER_BYTES: u64 = 4;
-    u64::from(place.bytes) + holders.len() as u64 * HOLDER_BYTES
+    u64::from(place.bytes) + needed.holders() as u64 * HOLDER_BYTES
 }
 
 /// Does it.
@@ -111,7 +137,7 @@ impl Compactor {
         let segment_bytes = self.layout.segment_bytes;
         let usage = state.usage();
         let covered = job.segments.iter().copied().filter(|segment| *segment < self.layout.segment(job.upto));
-        let (dead, mut used): (Vec<u64>, Vec<u64>) = covered.partition(|segment| usage.of(*segment).entries == 0);
+        let (dead, mut used): (Vec<u64>, Vec<u64>) = covered.partition(|segment| usage.of(*segment).records == 0);
         used.sort_unstable_by_key(|segment| usage.of(*segment).live());
         // One fewer than there may be, so that this is not to be done again at once.
         let most = segments_max(usage.live(), segment_bytes) - 1;
@@ -124,47 +150,57 @@ impl Compactor {
         if chosen.is_empty() {
             return Vec::new();
         }
-        let mut holders: BTreeMap<(Place, Lsn), Vec<UserId>> = BTreeMap::new();
+        // One that only ends in a chosen segment keeps it too.
+        let is_in_chosen = |place: Place| {
+            let last = self.layout.segment(Lsn(place.end().0 - 1));
+            chosen.contains(&self.layout.segment(place.lsn)) || chosen.contains(&last)
+        };
+        let mut needed = NeededAt::new();
         for (user, mailbox) in state.mailboxes() {
-            for entry in mailbox.entries() {
-                let place = entry.place();
-                // One that only ends in a chosen segment keeps it too.
-                let last = self.layout.segment(Lsn(place.end().0 - 1));
-                if chosen.contains(&self.layout.segment(place.lsn)) || chosen.contains(&last) {
-                    holders.entry((place, entry.sent())).or_default().push(user);
+            for entry in mailbox.entries().iter().filter(|entry| is_in_chosen(entry.place())) {
+                let new = || Needed::Message { sent: entry.sent(), holders: Vec::new() };
+                if let Needed::Message { holders, .. } = needed.entry(entry.place()).or_insert_with(new) {
+                    holders.push(user);
                 }
+            }
+        }
+        for (file, stored) in state.files() {
+            if let Kept::Journal(place) = stored.kept
+                && is_in_chosen(place)
+            {
+                needed.insert(place, Needed::File(file));
             }
         }
         // Of messages that wait in a little more than half of their mailboxes, all must be written again.
         let mut written: BTreeMap<u64, u64> = BTreeMap::new();
-        for ((place, _), holders) in &holders {
-            *written.entry(self.layout.segment(place.lsn)).or_default() += bytes_again(*place, holders);
+        for (place, needed) in &needed {
+            *written.entry(self.layout.segment(place.lsn)).or_default() += bytes_again(*place, needed);
         }
         let is_worth_it = |segment: u64| {
             chosen.contains(&segment) && written.get(&segment).is_none_or(|bytes| bytes * 4 <= segment_bytes * 3)
         };
-        holders.retain(|(place, _), _| {
+        needed.retain(|place, _| {
             is_worth_it(self.layout.segment(place.lsn)) || is_worth_it(self.layout.segment(Lsn(place.end().0 - 1)))
         });
-        self.read(holders)
+        self.read(needed)
     }
 
-    /// The oldest of these messages, as many as may be held in memory.
-    fn read(&self, holders: BTreeMap<(Place, Lsn), Vec<UserId>>) -> Vec<Relocation> {
+    /// The oldest of these records, as many as may be held in memory.
+    fn read(&self, needed: NeededAt) -> Vec<Relocation> {
         let mut left = RELOCATED_BYTES_MAX;
-        let some: Vec<_> = holders
+        let some: Vec<_> = needed
             .into_iter()
-            .take_while(|((place, _), holders)| {
-                let rest = left.checked_sub(bytes_again(*place, holders));
+            .take_while(|(place, needed)| {
+                let rest = left.checked_sub(bytes_again(*place, needed));
                 left = rest.unwrap_or(0);
                 rest.is_some()
             })
             .collect();
-        let places: Vec<Place> = some.iter().map(|((place, _), _)| *place).collect();
+        let places: Vec<Place> = some.iter().map(|(place, _)| *place).collect();
         let records = Texts::new(self.journal.clone(), self.layout).read_each(&places);
         // One that is not there any more has been read meanwhile, and its segment freed. One that is damaged stays where it
         // is, and whoever asks for it is told.
         let found = some.into_iter().zip(records).filter_map(|(known, record)| Some((known, record?)));
-        found.map(|(((place, sent), holders), record)| Relocation { place, sent, holders, record }).collect()
+        found.map(|((place, needed), record)| Relocation { place, needed, record }).collect()
     }
 }

@@ -7,8 +7,9 @@ use std::net::IpAddr;
 use crate::buffer::{ReadBuffer, WriteBuffer};
 use crate::change::{Lsn, UserId};
 use crate::command::Pending;
+use crate::download::{Download, SmallDownload};
 use crate::inbox::Inbox;
-use crate::transfer::{Download, Upload};
+use crate::upload::Upload;
 use crate::verb::Audience;
 
 /// A connection's place in the slab, and which of all that ever had the place it is.
@@ -99,8 +100,17 @@ pub enum Phase {
     Storing,
     /// They wait: a file is on its way out.
     Download(Box<Download>),
+    /// They wait: a small file is being read.
+    SmallDownload(Box<SmallDownload>),
     /// They are the rest of a line that was refused; so many more of them are thrown away.
     Discard(u64),
+}
+
+impl Phase {
+    /// It moves many bytes for one request.
+    pub(crate) fn is_transfer(&self) -> bool {
+        matches!(self, Self::Upload(_) | Self::Storing | Self::Download(_) | Self::Discard(_))
+    }
 }
 
 /// A peer's connection.

@@ -10,6 +10,9 @@ use base64::engine::Simd;
 use base64::engine::general_purpose::PAD;
 use memchr::memchr3;
 
+use crate::refusal::Refusal;
+use crate::verb::Spec;
+
 /// The alphabet, padding required, and no bits left over.
 static CODEC: LazyLock<Simd> = LazyLock::new(|| Simd::standard(PAD));
 
@@ -37,6 +40,36 @@ pub enum ContentError {
     Excess,
     /// Its end never came.
     Missing,
+}
+
+impl ContentError {
+    /// What to answer to a request of this form.
+    #[must_use]
+    pub fn refusal(self, spec: &'static Spec) -> Refusal {
+        match self {
+            Self::Base64 => Refusal::InvalidBase64,
+            Self::Excess => Refusal::Excess(spec),
+            Self::Missing => Refusal::Incomplete(spec),
+        }
+    }
+}
+
+/// Decodes a whole content, which stands before a line end or the end of the stream.
+///
+/// # Errors
+/// [`ContentError`]
+pub fn decode(line: &[u8], out: &mut Vec<u8>) -> Result<(), ContentError> {
+    let mut reader = ContentReader::default();
+    reader.read(line, out)?;
+    reader.finish()
+}
+
+/// How many bytes a content decodes to, if it is one.
+#[must_use]
+pub fn decoded_bytes(line: &[u8]) -> usize {
+    let word = line.trim_ascii();
+    let padding = word.iter().rev().take(2).take_while(|byte| **byte == b'=').count();
+    (word.len() / 4 * 3).saturating_sub(padding)
 }
 
 /// Reads the rest of a line as one base64 word, in whatever pieces it comes: blanks around it do not count, nor does

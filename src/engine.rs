@@ -19,7 +19,6 @@ use crate::change::Lsn;
 use crate::command::{self, LastToken};
 use crate::compaction::{Compacted, CompactionJob};
 use crate::connection::{CloseReason, Connection, ConnectionId, Peer, Phase};
-use crate::content;
 use crate::files::{FileDone, FileJob, TransferId};
 use crate::inbox::{TextsDone, TextsJob};
 use crate::limits::Limits;
@@ -36,8 +35,8 @@ use crate::verb::Verb;
 
 /// Read buffers that are kept for the next connection that has something to say, and as many for what it is answered.
 const SPARE_BUFFERS_MAX: usize = 64;
-/// Memory for replies is kept when it is no more than this.
-const SPARE_OUTPUT_BYTES_MAX: usize = 64 * 1024;
+/// Of either, what is larger than this is not kept.
+const SPARE_BYTES_MAX: usize = 64 * 1024;
 
 /// What the engine needs of the world within a turn.
 pub trait Host {
@@ -58,6 +57,12 @@ pub trait Host {
 
     /// Closes a connection; its id is not used again.
     fn close(&mut self, connection: ConnectionId);
+
+    /// Reads from the stored file that a [`FileJob::Read`] of this transfer has opened, as far as nothing must be waited for.
+    ///
+    /// # Errors
+    /// [`ErrorKind::WouldBlock`] when the disk must be waited for: a job reads it then.
+    fn read_stored(&mut self, transfer: TransferId, offset: u64, into: &mut [u8]) -> io::Result<usize>;
 
     /// 128 fresh random bits.
     fn random(&mut self) -> [u8; 16];
@@ -120,7 +125,7 @@ pub struct Engine {
     generation: u32,
     service: Service,
     completions: VecDeque<Completion>,
-    run_queue: VecDeque<ConnectionId>,
+    run_queue: RunQueue,
     unflushed: Vec<ConnectionId>,
     /// Connections with replies that wait for a batch, in the order of the batches.
     gated: BTreeSet<(u64, ConnectionId)>,
@@ -152,7 +157,7 @@ impl Engine {
             generation: 0,
             service: Service::new(limits, registration, state, log, holdings),
             completions: VecDeque::new(),
-            run_queue: VecDeque::new(),
+            run_queue: RunQueue::default(),
             unflushed: Vec::new(),
             gated: BTreeSet::new(),
             stalled: Vec::new(),
@@ -176,6 +181,11 @@ impl Engine {
         &self.service.limits
     }
 
+    /// Handles so much of a file at once, rounded down to a multiple of three.
+    pub fn set_block_bytes(&mut self, bytes: usize) {
+        self.service.block_bytes = (bytes / 3 * 3).max(3);
+    }
+
     /// How many connections there are.
     #[must_use]
     pub fn connections(&self) -> usize {
@@ -197,7 +207,7 @@ impl Engine {
             connection.closing = Some(CloseReason::ServerFull);
             mark_unflushed(connection, &mut self.unflushed);
         } else {
-            enqueue(connection, &mut self.run_queue);
+            self.run_queue.push(connection);
         }
         id
     }
@@ -207,7 +217,7 @@ impl Engine {
         let Some(connection) = find(&mut self.connections, id) else { return };
         if is_readable {
             connection.is_readable = true;
-            enqueue(connection, &mut self.run_queue);
+            self.run_queue.push(connection);
         }
         if is_writable {
             connection.is_writable = true;
@@ -244,7 +254,7 @@ impl Engine {
         self.is_stopping = true;
         for (_, connection) in &mut self.connections {
             connection.is_readable = true;
-            enqueue(connection, &mut self.run_queue);
+            self.run_queue.push(connection);
         }
     }
 
@@ -264,12 +274,7 @@ impl Engine {
         while let Some(completion) = self.completions.pop_front() {
             self.take(completion, host);
         }
-        // What is put on the queue from now on has its turn in the next one.
-        for _ in 0..self.run_queue.len() {
-            if let Some(id) = self.run_queue.pop_front() {
-                self.serve(id, host);
-            }
-        }
+        self.serve_queued(host);
         self.service.write_down_deliveries();
         self.service.expire_sessions();
         self.service.collect_removals();
@@ -286,6 +291,21 @@ impl Engine {
             }
         }
         self.reap(host);
+    }
+
+    /// Serves requests first, and then files with what is left of the turn's bytes, but never with less than one connection's
+    /// share. What is left over, and what is put on the queue from now on, has its turn in the next one.
+    fn serve_queued(&mut self, host: &mut impl Host) {
+        let mut bytes_left = self.service.limits.bytes_per_turn_max;
+        for _ in 0..self.run_queue.requests.len() {
+            let Some(id) = self.run_queue.requests.pop_front_if(|_| bytes_left > 0) else { break };
+            self.serve(id, &mut bytes_left, host);
+        }
+        let mut bytes_left = bytes_left.max(self.service.limits.read_bytes_per_turn_max);
+        for _ in 0..self.run_queue.transfers.len() {
+            let Some(id) = self.run_queue.transfers.pop_front_if(|_| bytes_left > 0) else { break };
+            self.serve(id, &mut bytes_left, host);
+        }
     }
 
     /// Hands over what has changed since the last batch. A turn does so; the last turn may leave something behind.
@@ -341,7 +361,7 @@ impl Engine {
         }
         for id in std::mem::take(&mut self.stalled) {
             if let Some(connection) = find(&mut self.connections, id) {
-                enqueue(connection, &mut self.run_queue);
+                self.run_queue.push(connection);
             }
         }
     }
@@ -395,6 +415,10 @@ impl Engine {
                 self.service.texts_read(connection, *inbox, records, host);
                 self.replied(id);
             }
+            Phase::SmallDownload(small) => {
+                self.service.small_download_read(connection, &small, &records, host);
+                self.replied(id);
+            }
             phase => connection.phase = phase,
         }
     }
@@ -402,7 +426,7 @@ impl Engine {
     fn file_done(&mut self, done: FileDone, host: &mut impl Host) {
         match done {
             FileDone::Appended(transfer, spare) => self.upload_appended(transfer, spare),
-            FileDone::Stored(transfer) => self.upload_stored(transfer, host),
+            FileDone::Stored(transfer, sum) => self.upload_stored(transfer, sum, host),
             FileDone::DiskFull(transfer) => self.transfer_refused(transfer, Refusal::StorageFull, host),
             FileDone::Busy(transfer) => self.transfer_refused(transfer, Refusal::ServerBusy, host),
             FileDone::Block(transfer, block) => self.download_block(transfer, &block),
@@ -417,29 +441,27 @@ impl Engine {
         let Some(id) = self.service.transfers.get(&transfer).copied() else { return };
         let Some(connection) = find(&mut self.connections, id) else { return };
         let Phase::Upload(upload) = &mut connection.phase else { return };
-        upload.is_writing = false;
-        if upload.block.capacity() == 0 {
-            upload.block = spare;
-        }
-        enqueue(connection, &mut self.run_queue);
+        upload.appended(spare);
+        self.run_queue.push(connection);
     }
 
-    fn upload_stored(&mut self, transfer: TransferId, host: &mut impl Host) {
+    fn upload_stored(&mut self, transfer: TransferId, sum: u32, host: &mut impl Host) {
         let waiting = self.service.transfers.remove(&transfer);
         let Some(Storing { spec, envelope, bytes, file }) = self.service.storing.remove(&transfer) else { return };
         self.service.uploads -= 1;
         if let Some(connection) = waiting.and_then(|id| find(&mut self.connections, id)) {
             connection.phase = Phase::Requests;
             let id = connection.id;
-            self.service.answer(connection, spec, host, |context| command::store(context, file, bytes, &envelope));
+            self.service.answer(connection, spec, host, |context| command::store(context, file, bytes, sum, &envelope));
             self.replied(id);
         } else {
             // The peer is gone, but its request was complete; only the answer has nowhere to go.
             let mut random = || host.random();
             let refused =
-                command::store(&mut self.service.context(Peer::Admin, &mut random), file, bytes, &envelope).err();
+                command::store(&mut self.service.context(Peer::Admin, &mut random), file, bytes, sum, &envelope).err();
             debug!(?refused, "a file was stored after its sender left");
         }
+        self.service.incoming.remove(envelope.from, bytes);
         if self.service.state.file(file).is_none() {
             host.submit(Job::File(FileJob::Remove(file)));
         }
@@ -447,20 +469,32 @@ impl Engine {
 
     /// A transfer cannot go on; its reply has not begun. What is still to come of an upload's line is thrown away.
     fn transfer_refused(&mut self, transfer: TransferId, refusal: Refusal, host: &mut impl Host) {
-        let Some(id) = self.service.transfers.get(&transfer).copied() else { return };
+        let waiting = self.service.transfers.get(&transfer).copied();
         let storing = self.service.storing.remove(&transfer);
-        let connection = find(&mut self.connections, id);
-        let is_download = connection.as_ref().is_some_and(|peer| matches!(peer.phase, Phase::Download(_)));
-        self.service.forget(transfer, !is_download, host);
-        let Some(connection) = connection else { return };
-        let (spec, next) = match (&connection.phase, storing) {
-            (Phase::Upload(upload), _) if upload.is_complete => (upload.spec, Phase::Requests),
-            (Phase::Upload(upload), _) => (upload.spec, Phase::Discard(self.service.upload_discard_bytes())),
-            (Phase::Download(download), _) => (download.spec, Phase::Requests),
-            (_, Some(storing)) => (storing.spec, Phase::Requests),
-            (_, None) => return,
+        if let Some(Storing { envelope, bytes, .. }) = &storing {
+            self.service.forget_upload(transfer, envelope, *bytes, host);
+        }
+        let Some(connection) = waiting.and_then(|id| find(&mut self.connections, id)) else { return };
+        let id = connection.id;
+        let discard = Phase::Discard(self.service.upload_discard_bytes());
+        let spec = match (std::mem::take(&mut connection.phase), storing) {
+            (Phase::Storing, Some(storing)) => storing.spec,
+            (Phase::Upload(upload), None) => {
+                self.service.forget_upload(transfer, &upload.envelope, upload.bytes, host);
+                if !upload.is_complete {
+                    connection.phase = discard;
+                }
+                upload.spec
+            }
+            (Phase::Download(download), None) => {
+                self.service.forget_download(transfer, host);
+                download.spec
+            }
+            (phase, _) => {
+                connection.phase = phase;
+                return;
+            }
         };
-        connection.phase = next;
         self.service.refuse(connection, refusal, Some(spec));
         self.replied(id);
     }
@@ -468,16 +502,7 @@ impl Engine {
     fn download_block(&mut self, transfer: TransferId, block: &[u8]) {
         let Some(id) = self.service.transfers.get(&transfer).copied() else { return };
         let Some(connection) = find(&mut self.connections, id) else { return };
-        let Phase::Download(download) = &mut connection.phase else { return };
-        let out = connection.write.out();
-        if !download.is_begun {
-            download.is_begun = true;
-            reply::download_start(out, &download.name, download.spec);
-        }
-        content::encode(block, out);
-        download.sent += block.len() as u64;
-        download.is_reading = false;
-        connection.write.seal(self.service.log.unsettled_at(download.lsn));
+        self.service.download_block(connection, block);
         self.replied(id);
     }
 
@@ -492,26 +517,29 @@ impl Engine {
         connection.phase = Phase::Requests;
         connection.closing = Some(CloseReason::FileUnreadable);
         mark_unflushed(connection, &mut self.unflushed);
-        self.service.forget(transfer, false, host);
+        self.service.forget_download(transfer, host);
     }
 
     /// Sees to it that a new reply is written in time, and that what comes behind it in the read buffer is served.
     fn replied(&mut self, id: ConnectionId) {
         let Some(connection) = find(&mut self.connections, id) else { return };
         mark_unflushed(connection, &mut self.unflushed);
-        enqueue(connection, &mut self.run_queue);
+        self.run_queue.push(connection);
     }
 
-    fn serve(&mut self, id: ConnectionId, host: &mut impl Host) {
+    fn serve(&mut self, id: ConnectionId, bytes_left: &mut u64, host: &mut impl Host) {
         let Some(connection) = find(&mut self.connections, id) else { return };
         connection.is_queued = false;
+        let share = self.service.limits.read_bytes_per_turn_max.min(*bytes_left);
+        let mut share_left = share;
         if let Some(reason) = connection.closing {
-            match discard_input(connection, &mut self.spare_buffers, host) {
-                Ok(Stop::Budget) => enqueue(connection, &mut self.run_queue),
+            match discard_input(connection, &mut self.spare_buffers, host, &mut share_left) {
+                Ok(Stop::Budget) => self.run_queue.push(connection),
                 Ok(_) if connection.is_ended => mark_unflushed(connection, &mut self.unflushed),
                 Ok(_) => {}
                 Err(_) => self.closed.push((id, reason)),
             }
+            *bytes_left -= share - share_left;
             return;
         }
         if !connection.write.has_memory()
@@ -520,16 +548,19 @@ impl Engine {
             connection.write.adopt(spare);
         }
         let service = &mut self.service;
-        let stop = serve_within_budget(connection, service, &mut self.spare_buffers, host, self.is_stopping);
+        let (spares, is_stopping) = (&mut self.spare_buffers, self.is_stopping);
+        let stop = serve_within_budget(connection, service, spares, host, is_stopping, &mut share_left);
+        *bytes_left -= share - share_left;
         service.token = LastToken::default();
         if let Some(spare) = connection.read.release()
             && self.spare_buffers.len() < SPARE_BUFFERS_MAX
+            && spare.len() <= SPARE_BYTES_MAX
         {
             self.spare_buffers.push(spare);
         }
         match stop {
             Ok(Stop::Waiting) => {}
-            Ok(Stop::Budget) => enqueue(connection, &mut self.run_queue),
+            Ok(Stop::Budget) => self.run_queue.push(connection),
             Ok(Stop::NoRoom) => self.stalled.push(id),
             Err(reason) if reason == CloseReason::Lost => self.closed.push((id, reason)),
             Err(reason) => connection.closing = Some(reason),
@@ -561,7 +592,7 @@ impl Engine {
         }
         if let Some(spare) = connection.write.release_memory()
             && self.spare_outputs.len() < SPARE_BUFFERS_MAX
-            && spare.capacity() <= SPARE_OUTPUT_BYTES_MAX
+            && spare.capacity() <= SPARE_BYTES_MAX
         {
             self.spare_outputs.push(spare);
         }
@@ -580,12 +611,12 @@ impl Engine {
                 host.end(id);
                 connection.is_lingering = true;
                 self.lingering.push_back((self.service.now + self.service.limits.linger_ms_max, id));
-                enqueue(connection, &mut self.run_queue);
+                self.run_queue.push(connection);
             }
         }
         if connection.write.backlog() < had_backlog && connection.closing.is_none() {
             // There may be requests that waited for room, or the next block of a download.
-            enqueue(connection, &mut self.run_queue);
+            self.run_queue.push(connection);
         }
     }
 
@@ -606,13 +637,12 @@ impl Engine {
             if let Phase::Inbox(inbox) = &connection.phase {
                 self.service.claims.remove(&inbox.claim);
             }
-            let unfinished = match &connection.phase {
-                Phase::Upload(upload) => Some(upload.transfer),
-                Phase::Download(download) => Some(download.transfer),
-                _ => None,
-            };
-            if let Some(transfer) = unfinished {
-                self.service.forget(transfer, matches!(connection.phase, Phase::Upload(_)), host);
+            match &connection.phase {
+                Phase::Upload(upload) => {
+                    self.service.forget_upload(upload.transfer, &upload.envelope, upload.bytes, host);
+                }
+                Phase::Download(download) => self.service.forget_download(download.transfer, host),
+                _ => {}
             }
             host.close(id);
         }
@@ -623,10 +653,25 @@ fn find(connections: &mut Slab<Connection>, id: ConnectionId) -> Option<&mut Con
     connections.get_mut(id.slot as usize).filter(|connection| connection.id == id)
 }
 
-fn enqueue(connection: &mut Connection, run_queue: &mut VecDeque<ConnectionId>) {
-    if !connection.is_queued {
-        connection.is_queued = true;
-        run_queue.push_back(connection.id);
+/// Connections that have something to do, in the order in which they came. Those that move a file wait in a line of their
+/// own: what they do in a turn is bounded together, so that they are in nobody's way however many they are.
+#[derive(Default)]
+struct RunQueue {
+    requests: VecDeque<ConnectionId>,
+    transfers: VecDeque<ConnectionId>,
+}
+
+impl RunQueue {
+    fn push(&mut self, connection: &mut Connection) {
+        if !connection.is_queued {
+            connection.is_queued = true;
+            let line = if connection.phase.is_transfer() { &mut self.transfers } else { &mut self.requests };
+            line.push_back(connection.id);
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.requests.is_empty() && self.transfers.is_empty()
     }
 }
 

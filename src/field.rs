@@ -14,6 +14,15 @@ const LONG: u8 = 255;
 /// A field that knows how to append itself.
 pub(crate) trait Put {
     fn put(&self, out: &mut Vec<u8>);
+
+    fn put_all(items: &[Self], out: &mut Vec<u8>)
+    where
+        Self: Sized,
+    {
+        for item in items {
+            item.put(out);
+        }
+    }
 }
 
 impl Put for u32 {
@@ -31,6 +40,10 @@ impl Put for u64 {
 impl Put for u8 {
     fn put(&self, out: &mut Vec<u8>) {
         out.push(*self);
+    }
+
+    fn put_all(items: &[Self], out: &mut Vec<u8>) {
+        out.extend_from_slice(items);
     }
 }
 
@@ -80,9 +93,7 @@ impl Put for &str {
 impl<T: Put> Put for &[T] {
     fn put(&self, out: &mut Vec<u8>) {
         count(self.len()).put(out);
-        for item in *self {
-            item.put(out);
-        }
+        T::put_all(self, out);
     }
 }
 
@@ -193,6 +204,13 @@ impl Take<'_> for FileId {
 impl Take<'_> for SessionId {
     fn take(fields: &mut Fields<'_>) -> Option<Self> {
         fields.array().map(Self)
+    }
+}
+
+impl<'a> Take<'a> for &'a [u8] {
+    fn take(fields: &mut Fields<'a>) -> Option<Self> {
+        let count = fields.take::<u32>()?;
+        fields.bytes(usize::try_from(count).ok()?)
     }
 }
 

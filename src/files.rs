@@ -7,14 +7,22 @@
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, ErrorKind, IoSliceMut, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use rustix::io::Errno;
+use rustix::fs::Advice;
+use rustix::io::{Errno, ReadWriteFlags};
 
 use crate::change::FileId;
 use crate::data;
+
+/// An upload is synced whenever so much of it was written, so that the disk never has much of it to write at once: a sync
+/// of the journal would have to wait for that.
+const UNSYNCED_BYTES_MAX: u64 = 1024 * 1024;
+/// Read at once to find out whether a stored file is whole.
+const CHECK_BYTES: usize = 1024 * 1024;
 
 /// An upload or a download in progress.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -49,8 +57,8 @@ pub enum FileJob {
 pub enum FileDone {
     /// The block is written; its memory comes back, empty.
     Appended(TransferId, Vec<u8>),
-    /// The upload is durable.
-    Stored(TransferId),
+    /// The upload is durable. The CRC-32C of its bytes comes with it.
+    Stored(TransferId, u32),
     /// A block of a download.
     Block(TransferId, Vec<u8>),
     /// There is no room for the upload; it is forgotten.
@@ -78,13 +86,25 @@ impl fmt::Display for FileError {
 
 impl std::error::Error for FileError {}
 
+/// An upload so far.
+#[derive(Debug)]
+struct Incoming {
+    file: File,
+    /// The CRC-32C of what was written.
+    sum: u32,
+    /// What was written since the last sync.
+    unsynced: u64,
+}
+
 /// Does file jobs.
 #[derive(Debug)]
 pub struct FileStore {
     root: PathBuf,
     /// None for one that has failed: what still comes for it is for nothing.
-    uploads: HashMap<TransferId, Option<File>>,
-    downloads: HashMap<TransferId, File>,
+    uploads: HashMap<TransferId, Option<Incoming>>,
+    downloads: HashMap<TransferId, Arc<File>>,
+    /// The download that was opened last, until that is told.
+    opened: Option<(TransferId, Arc<File>)>,
     /// Directories whose own entry this process has synced.
     synced: HashSet<PathBuf>,
 }
@@ -93,7 +113,7 @@ impl FileStore {
     /// The files under `root`; the directory and its `incoming/` exist.
     #[must_use]
     pub fn new(root: PathBuf) -> Self {
-        Self { root, uploads: HashMap::new(), downloads: HashMap::new(), synced: HashSet::new() }
+        Self { root, uploads: HashMap::new(), downloads: HashMap::new(), opened: None, synced: HashSet::new() }
     }
 
     /// Removes what a crash left: unfinished uploads, and files that `is_known` does not know. Says how many.
@@ -147,12 +167,10 @@ impl FileStore {
         Ok(strays)
     }
 
-    /// Where a file should be, and how many bytes are there.
+    /// Where a file should be.
     #[must_use]
-    pub fn found(&self, file: FileId) -> (PathBuf, Option<u64>) {
-        let place = self.place(file);
-        let bytes = fs::metadata(&place).ok().map(|metadata| metadata.len());
-        (place, bytes)
+    pub fn place(&self, file: FileId) -> PathBuf {
+        self.directory(file).join(format!("{:016x}", file.0))
     }
 
     /// True when there is any stored file.
@@ -169,6 +187,11 @@ impl FileStore {
         Ok(false)
     }
 
+    /// The download that the last job has opened, if it has.
+    pub fn take_opened(&mut self) -> Option<(TransferId, Arc<File>)> {
+        self.opened.take()
+    }
+
     /// Does one job.
     ///
     /// # Errors
@@ -178,11 +201,11 @@ impl FileStore {
             FileJob::Append(transfer, mut block) => {
                 let written = self.write_block(transfer, &block);
                 block.clear();
-                self.upload_done(transfer, written, FileDone::Appended(transfer, block)).map(Some)
+                self.upload_done(transfer, written.map(|()| FileDone::Appended(transfer, block))).map(Some)
             }
             FileJob::Store(transfer, file) => {
                 let stored = self.sync_and_rename(transfer, file);
-                self.upload_done(transfer, stored, FileDone::Stored(transfer)).map(Some)
+                self.upload_done(transfer, stored.map(|sum| FileDone::Stored(transfer, sum))).map(Some)
             }
             FileJob::Forget(transfer) => {
                 self.downloads.remove(&transfer);
@@ -202,13 +225,11 @@ impl FileStore {
         }
     }
 
-    fn upload_done(
-        &mut self,
-        transfer: TransferId,
-        result: io::Result<()>,
-        done: FileDone,
-    ) -> Result<FileDone, FileError> {
-        let Err(error) = result else { return Ok(done) };
+    fn upload_done(&mut self, transfer: TransferId, result: io::Result<FileDone>) -> Result<FileDone, FileError> {
+        let error = match result {
+            Ok(done) => return Ok(done),
+            Err(error) => error,
+        };
         self.uploads.insert(transfer, None);
         remove(self.incoming(transfer))?;
         match error.kind() {
@@ -220,18 +241,22 @@ impl FileStore {
 
     fn write_block(&mut self, transfer: TransferId, block: &[u8]) -> io::Result<()> {
         if let Some(upload) = self.uploads.get_mut(&transfer) {
-            return upload.as_mut().ok_or(ErrorKind::StorageFull)?.write_all(block);
+            return upload.as_mut().ok_or(ErrorKind::StorageFull)?.append(block);
         }
         let path = self.incoming(transfer);
-        let mut upload = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
-        upload.write_all(block)?;
+        let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+        let mut upload = Incoming { file, sum: 0, unsynced: 0 };
+        upload.append(block)?;
         self.uploads.insert(transfer, Some(upload));
         Ok(())
     }
 
-    fn sync_and_rename(&mut self, transfer: TransferId, file: FileId) -> io::Result<()> {
+    /// Gives back the sum of the bytes.
+    fn sync_and_rename(&mut self, transfer: TransferId, file: FileId) -> io::Result<u32> {
         let upload = self.uploads.get_mut(&transfer).ok_or(ErrorKind::NotFound)?;
-        upload.as_mut().ok_or(ErrorKind::StorageFull)?.sync_all()?;
+        let upload = upload.as_mut().ok_or(ErrorKind::StorageFull)?;
+        upload.file.sync_all()?;
+        let sum = upload.sum;
         let place = self.place(file);
         let directory = self.directory(file);
         if !self.synced.contains(&directory) {
@@ -241,12 +266,19 @@ impl FileStore {
         }
         fs::rename(self.incoming(transfer), &place)?;
         self.uploads.remove(&transfer);
-        data::sync(&directory)
+        data::sync(&directory)?;
+        Ok(sum)
     }
 
     fn read(&mut self, transfer: TransferId, file: FileId, offset: u64, bytes: usize) -> io::Result<Vec<u8>> {
         if !self.downloads.contains_key(&transfer) {
-            self.downloads.insert(transfer, File::open(self.place(file))?);
+            let opened = Arc::new(File::open(self.place(file))?);
+            // A hint, which a file system may not know.
+            if let Err(error) = rustix::fs::fadvise(&*opened, 0, None, Advice::Sequential) {
+                tracing::debug!(%error, "a file is read as if it were not read in order");
+            }
+            self.downloads.insert(transfer, Arc::clone(&opened));
+            self.opened = Some((transfer, opened));
         }
         let download = self.downloads.get(&transfer).ok_or(ErrorKind::NotFound)?;
         let mut block = vec![0; bytes];
@@ -261,9 +293,50 @@ impl FileStore {
     fn directory(&self, file: FileId) -> PathBuf {
         self.root.join(format!("{:02x}", file.0 & 0xff))
     }
+}
 
-    fn place(&self, file: FileId) -> PathBuf {
-        self.directory(file).join(format!("{:016x}", file.0))
+impl Incoming {
+    fn append(&mut self, block: &[u8]) -> io::Result<()> {
+        self.file.write_all(block)?;
+        self.sum = crc32c::crc32c_append(self.sum, block);
+        self.unsynced += block.len() as u64;
+        if self.unsynced >= UNSYNCED_BYTES_MAX {
+            self.file.sync_data()?;
+            self.unsynced = 0;
+        }
+        Ok(())
+    }
+}
+
+/// Reads a whole file. Says how many bytes it has, and their CRC-32C.
+///
+/// # Errors
+/// What the disk said.
+pub fn sum(path: &Path) -> io::Result<(u64, u32)> {
+    let mut file = File::open(path)?;
+    let mut buffer = vec![0; CHECK_BYTES];
+    let (mut bytes, mut sum) = (0, 0);
+    loop {
+        match file.read(&mut buffer) {
+            Ok(0) => return Ok((bytes, sum)),
+            Ok(count) => {
+                bytes += count as u64;
+                sum = crc32c::crc32c_append(sum, &buffer[..count]);
+            }
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Reads what the system has of a file in memory.
+///
+/// # Errors
+/// [`ErrorKind::WouldBlock`] when it would have to be read from the disk, or when the file system cannot say.
+pub fn read_cached(file: &File, offset: u64, into: &mut [u8]) -> io::Result<usize> {
+    match rustix::io::preadv2(file, &mut [IoSliceMut::new(into)], offset, ReadWriteFlags::NOWAIT) {
+        Err(Errno::OPNOTSUPP | Errno::NOSYS) => Err(ErrorKind::WouldBlock.into()),
+        read => Ok(read?),
     }
 }
 
@@ -297,7 +370,8 @@ mod tests {
             assert!(matches!(done, Some(FileDone::Appended(_, spare)) if spare.is_empty()));
         }
         let done = store.run(FileJob::Store(TransferId(transfer), FileId(file))).unwrap();
-        assert!(matches!(done, Some(FileDone::Stored(_))));
+        let sum = crc32c::crc32c(&blocks.concat());
+        assert!(matches!(done, Some(FileDone::Stored(_, known)) if known == sum));
     }
 
     fn read(store: &mut FileStore, transfer: u64, file: u64, offset: u64, bytes: usize) -> Option<Vec<u8>> {

@@ -41,6 +41,10 @@ pub struct Limits {
     #[arg(long, env = "KURIR_READ_BYTES_PER_TURN_MAX", value_name = "BYTES", value_parser = bytes, default_value = "256KiB")]
     pub read_bytes_per_turn_max: u64,
 
+    /// Bytes of all connections together read in one turn, and of files that they are given
+    #[arg(long, env = "KURIR_BYTES_PER_TURN_MAX", value_name = "BYTES", value_parser = bytes, default_value = "1MiB")]
+    pub bytes_per_turn_max: u64,
+
     /// A request line without its line end (the content of a file does not count)
     #[arg(long, env = "KURIR_LINE_BYTES_MAX", value_name = "BYTES", value_parser = bytes, default_value = "64KiB")]
     pub line_bytes_max: u64,
@@ -72,6 +76,10 @@ pub struct Limits {
     /// One file, decoded
     #[arg(long, env = "KURIR_FILE_BYTES_MAX", value_name = "BYTES", value_parser = bytes, default_value = "1GiB")]
     pub file_bytes_max: u64,
+
+    /// A file of at most this size is kept in the journal, others in a file of their own; half of a line at most
+    #[arg(long, env = "KURIR_SMALL_FILE_BYTES_MAX", value_name = "BYTES", value_parser = bytes, default_value = "16KiB")]
+    pub small_file_bytes_max: u64,
 
     /// Files that one user has sent and that somebody still lists
     #[arg(long, env = "KURIR_USER_BYTES_MAX", value_name = "BYTES", value_parser = bytes, default_value = "10GiB")]
@@ -125,6 +133,7 @@ impl Limits {
             ("accepts-per-turn-max", self.accepts_per_turn_max as u64),
             ("requests-per-turn-max", self.requests_per_turn_max as u64),
             ("read-bytes-per-turn-max", self.read_bytes_per_turn_max),
+            ("bytes-per-turn-max", self.bytes_per_turn_max),
             ("inbox-messages-max", self.inbox_messages_max as u64),
             ("password-queue-max", self.password_queue_max as u64),
             ("tokens-per-user-max", self.tokens_per_user_max as u64),
@@ -144,6 +153,12 @@ impl Limits {
         }
         Ok(())
     }
+
+    /// The size up to which a file is a small one. Its line must be short enough to be there as a whole.
+    #[must_use]
+    pub fn small_file_bytes(&self) -> usize {
+        usize::try_from(self.small_file_bytes_max.min(self.line_bytes_max / 2)).unwrap_or(usize::MAX)
+    }
 }
 
 impl Default for Limits {
@@ -154,6 +169,7 @@ impl Default for Limits {
             accepts_per_turn_max: 64,
             requests_per_turn_max: 512,
             read_bytes_per_turn_max: 256 * KIB,
+            bytes_per_turn_max: MIB,
             line_bytes_max: 64 * KIB,
             discard_bytes_max: 16 * MIB,
             output_bytes_high: MIB,
@@ -162,6 +178,7 @@ impl Default for Limits {
             mailbox_messages_max: 100_000,
             mailbox_bytes_max: 256 * MIB,
             file_bytes_max: GIB,
+            small_file_bytes_max: 16 * KIB,
             user_bytes_max: 10 * GIB,
             files_bytes_max: TIB,
             uploads_max: 256,

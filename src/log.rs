@@ -149,6 +149,12 @@ impl Log {
         self.open.end().0.saturating_add(self.reserve_bytes() / 4) <= self.room.0
     }
 
+    /// True when there is room for a change that makes the server larger, as far as can be known before it is there.
+    #[must_use]
+    pub fn can_grow(&self) -> bool {
+        self.open.end().0.saturating_add(self.reserve_bytes()) < self.room.0
+    }
+
     /// Replies that wait for this batch, or one before it, may go.
     #[must_use]
     pub fn settled_batch(&self) -> u64 {

@@ -1,10 +1,11 @@
 //! A mailbox: a queue of positions. The texts stay in the journal, where they were written.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::VecDeque;
 use std::ops::Range;
 
 use crate::change::{Lsn, Place};
 use crate::record::{BODY_BYTES_MAX, HEADER_BYTES};
+use crate::usage::PARTS;
 
 /// A message in a mailbox.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,8 +23,6 @@ pub struct Entry {
 // A pending message takes this, and at most a quarter more for the room that a queue grows into.
 const _: () = assert!(size_of::<Entry>() == 24);
 
-/// Shares are counted in this part of a byte: a short message may wait in many mailboxes.
-const PARTS: u64 = 1 << 16;
 const SIZE_BITS: u32 = 27;
 const POWER_MAX: u32 = u32::BITS - 1;
 const SIZE_MASK: u32 = (1 << SIZE_BITS) - 1;
@@ -52,7 +51,7 @@ impl Entry {
 
     /// What this mailbox has of the record's size when it shares the record with others, in parts of a byte; together they
     /// have no more than the record.
-    fn share(&self) -> u64 {
+    pub(crate) fn share(&self) -> u64 {
         let parts = u64::from(self.size & SIZE_MASK) * PARTS;
         parts >> (self.size >> SIZE_BITS)
     }
@@ -181,127 +180,6 @@ impl Mailbox {
     }
 }
 
-/// How much of each segment is still needed for messages that wait.
-#[derive(Debug)]
-pub struct Usage {
-    segment_bytes: u64,
-    /// The segment of the first of `segments`.
-    first: u64,
-    segments: VecDeque<SegmentUse>,
-    /// In parts of a byte, as in [`SegmentUse`].
-    live: u64,
-    entries: u64,
-    /// Those that lost their last entry.
-    emptied: BTreeSet<u64>,
-}
-
-/// What is needed of one segment.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct SegmentUse {
-    /// Mailbox entries whose record begins or ends in it.
-    pub entries: u64,
-    /// Their shares of their records in parts of a byte, counted where the record begins.
-    live: u64,
-}
-
-impl SegmentUse {
-    /// The size of the messages that begin in it, as far as they wait: one that waits in half of its mailboxes counts half.
-    #[must_use]
-    pub fn live(&self) -> u64 {
-        self.live / PARTS
-    }
-}
-
-impl PartialEq for Usage {
-    /// The same is needed of the same segments.
-    fn eq(&self, other: &Self) -> bool {
-        let used = |usage: &Self| -> Vec<(u64, SegmentUse)> {
-            let slots = (usage.first..).zip(usage.segments.iter().copied());
-            slots.filter(|(_, slot)| *slot != SegmentUse::default()).collect()
-        };
-        self.segment_bytes == other.segment_bytes && self.live == other.live && used(self) == used(other)
-    }
-}
-
-impl Eq for Usage {}
-
-impl Usage {
-    pub(crate) fn new(segment_bytes: u64) -> Self {
-        Self { segment_bytes, first: 0, segments: VecDeque::new(), live: 0, entries: 0, emptied: BTreeSet::new() }
-    }
-
-    /// What is needed of a segment.
-    #[must_use]
-    pub fn of(&self, segment: u64) -> SegmentUse {
-        let index = segment.checked_sub(self.first).and_then(|index| usize::try_from(index).ok());
-        index.and_then(|index| self.segments.get(index)).copied().unwrap_or_default()
-    }
-
-    /// The size of all messages that wait.
-    #[must_use]
-    pub fn live(&self) -> u64 {
-        self.live / PARTS
-    }
-
-    /// How many entries there are in all mailboxes.
-    #[must_use]
-    pub fn entries(&self) -> u64 {
-        self.entries
-    }
-
-    /// Segments that lost their last entry since this was last asked.
-    pub(crate) fn take_emptied(&mut self) -> BTreeSet<u64> {
-        std::mem::take(&mut self.emptied)
-    }
-
-    pub(crate) fn add(&mut self, entry: &Entry) {
-        self.live += entry.share();
-        self.entries += 1;
-        let (begin, end) = self.span(entry);
-        self.slot(begin).live += entry.share();
-        for segment in begin..=end {
-            self.slot(segment).entries += 1;
-        }
-    }
-
-    pub(crate) fn remove(&mut self, entry: &Entry) {
-        self.live -= entry.share();
-        self.entries -= 1;
-        let (begin, end) = self.span(entry);
-        self.slot(begin).live -= entry.share();
-        for segment in begin..=end {
-            let slot = self.slot(segment);
-            slot.entries -= 1;
-            if slot.entries == 0 {
-                self.emptied.insert(segment);
-            }
-        }
-        while self.segments.front() == Some(&SegmentUse::default()) {
-            self.segments.pop_front();
-            self.first += 1;
-        }
-    }
-
-    fn span(&self, entry: &Entry) -> (u64, u64) {
-        (entry.lsn.0 / self.segment_bytes, (entry.place().end().0 - 1) / self.segment_bytes)
-    }
-
-    fn slot(&mut self, segment: u64) -> &mut SegmentUse {
-        if self.segments.is_empty() {
-            self.first = segment;
-        }
-        while segment < self.first {
-            self.segments.push_front(SegmentUse::default());
-            self.first -= 1;
-        }
-        let index = usize::try_from(segment - self.first).unwrap_or(usize::MAX);
-        if index >= self.segments.len() {
-            self.segments.resize(index + 1, SegmentUse::default());
-        }
-        &mut self.segments[index]
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -361,24 +239,5 @@ mod tests {
         assert_eq!(order, [(0, 1), (100, 2), (200, 3)]);
         assert_eq!(mailbox.bytes(), 320);
         assert_eq!(mailbox.relocate(Lsn(900), place(1, 1), 1), None);
-    }
-
-    #[test]
-    fn usage_counts_a_record_in_every_segment_that_it_touches() {
-        let mut usage = Usage::new(1000);
-        let [whole, straddling] = [Entry::new(1, place(5100, 100), 1), Entry::new(2, place(5950, 100), 2)];
-        usage.add(&straddling);
-        usage.add(&whole);
-        assert_eq!(usage.of(5), SegmentUse { entries: 2, live: 150 * PARTS });
-        assert_eq!(usage.of(6), SegmentUse { entries: 1, live: 0 });
-        assert_eq!(usage.live(), 150);
-        usage.remove(&straddling);
-        assert_eq!(usage.of(6), SegmentUse::default());
-        let earlier = Entry::new(3, place(2000, 10), 1);
-        usage.add(&earlier);
-        usage.remove(&whole);
-        assert_eq!((usage.of(2).entries, usage.of(5).entries), (1, 0));
-        usage.remove(&earlier);
-        assert_eq!(usage.live(), 0);
     }
 }

@@ -26,6 +26,7 @@ use crate::admin::{self, AdminError};
 use crate::connection::{ConnectionId, Peer};
 use crate::data;
 use crate::engine::{Engine, Host, Job, Registration};
+use crate::files::{self, TransferId};
 use crate::limits::Limits;
 use crate::log::Sync;
 use crate::password::{HashError, Hasher};
@@ -464,6 +465,10 @@ impl Host for Net {
 
     fn submit(&mut self, job: Job) {
         self.threads.submit(job);
+    }
+
+    fn read_stored(&mut self, transfer: TransferId, offset: u64, into: &mut [u8]) -> io::Result<usize> {
+        files::read_cached(self.threads.opened(transfer)?, offset, into)
     }
 }
 

@@ -70,7 +70,7 @@ pub fn recover(root: &DataDirectory, access: Access, segment_bytes: u64) -> Resu
                 if last.elapsed() >= PROGRESS_EVERY {
                     last = Instant::now();
                     let seconds = started.elapsed().as_secs();
-                    info!(seconds, messages = state.usage().entries(), "reading the checkpoint");
+                    info!(seconds, records = state.usage().records(), "reading the checkpoint");
                 }
             };
             Some(checkpoint::read(&checkpoints, *newest, restore)?.1)

@@ -66,6 +66,13 @@ pub fn parse(line: &[u8], audience: Audience) -> Result<Request<'_>, Fault> {
     request.map_err(|refusal| Fault { refusal, spec: Some(spec) })
 }
 
+/// True when a line that begins so carries a file.
+#[must_use]
+pub fn carries_file(start: &[u8], audience: Audience) -> bool {
+    let blanks = start.iter().take_while(|&&byte| byte == b' ').count();
+    recognise(&start[blanks..], audience).is_some_and(|(spec, _)| spec.last == Last::Content)
+}
+
 /// True for a line that says nothing and gets no answer.
 #[must_use]
 pub fn is_blank(line: &[u8]) -> bool {

@@ -148,7 +148,9 @@ fn say(change: &Change<'_>) -> String {
             format!("perhaps a message from {from_name} to {to_name}, written again")
         }
         Change::Delivered { .. } => "perhaps that messages were delivered".to_owned(),
-        Change::FileStored { name, .. } => format!("perhaps the file {name}"),
+        Change::FileStored { name, .. } | Change::FileSent { name, .. } => format!("perhaps the file {name}"),
+        Change::FileMoved { .. } => "perhaps a file, written again".to_owned(),
+        Change::FileLost { .. } => "perhaps the end of a file that was lost".to_owned(),
         Change::FileDropped { name, .. } => format!("perhaps the end of the file {name}"),
     }
 }

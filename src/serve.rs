@@ -1,25 +1,23 @@
-//! Serving one connection within its share of a turn: read, cut into lines, handle, and do the same with the content of
-//! files, until nothing is there, something must be waited for, or the share is used up.
+//! Serving one connection within its share of a turn: read, cut into lines, handle, and have the content of files moved,
+//! until nothing is there, something must be waited for, or the share is used up.
 
 use std::io::ErrorKind;
 
 use crate::buffer::Line;
-use crate::change::FileId;
 use crate::command;
 use crate::connection::{CloseReason, Connection, Phase};
-use crate::content::ContentError;
-use crate::engine::{Host, Job};
-use crate::files::FileJob;
+use crate::content;
+use crate::download;
+use crate::engine::Host;
 use crate::refusal::Refusal;
-use crate::reply;
 use crate::request;
-use crate::service::{Service, Storing};
-use crate::transfer::{BLOCK_BYTES, Upload};
+use crate::service::Service;
+use crate::upload;
 
 /// What a peer may still send while the server stops: about as much as may be on its way when the stop begins.
 const STOP_READ_BYTES_MAX: u64 = 1024 * 1024;
-/// Output waiting for a peer at which a download goes on.
-const DOWNLOAD_BACKLOG_MAX: usize = BLOCK_BYTES / 3 * 4;
+/// What stands before the content in the line of a file is no longer than this, whatever its names.
+const HEAD_BYTES_MAX: usize = 1024;
 
 /// Where serving a connection stopped.
 #[derive(PartialEq, Eq)]
@@ -33,16 +31,16 @@ pub(crate) enum Stop {
 }
 
 /// Serves what a connection has sent, and reads more, until nothing is there, something must be waited for, or its share
-/// of the turn is used up.
+/// of the turn is used up. `bytes_left` is what is left of that share in bytes.
 pub(crate) fn serve_within_budget(
     connection: &mut Connection,
     service: &mut Service,
     spare_buffers: &mut Vec<Vec<u8>>,
     host: &mut impl Host,
     is_stopping: bool,
+    bytes_left: &mut u64,
 ) -> Result<Stop, CloseReason> {
     let mut requests_left = service.limits.requests_per_turn_max;
-    let mut bytes_left = service.limits.read_bytes_per_turn_max;
     let backlog_max = usize::try_from(service.limits.output_bytes_high).unwrap_or(usize::MAX);
     loop {
         while requests_left > 0 {
@@ -54,11 +52,12 @@ pub(crate) fn serve_within_budget(
             }
             match step(connection, service, host)? {
                 Step::Done => requests_left -= 1,
+                Step::Sent(bytes) => *bytes_left = bytes_left.saturating_sub(bytes),
                 Step::Waiting => return Ok(Stop::Waiting),
                 Step::Starved => break,
             }
         }
-        if requests_left == 0 || bytes_left == 0 {
+        if requests_left == 0 || *bytes_left == 0 {
             return Ok(Stop::Budget);
         }
         if connection.is_ended {
@@ -71,7 +70,7 @@ pub(crate) fn serve_within_budget(
             return Err(CloseReason::ServerStops);
         }
         let count = fill(connection, spare_buffers, host)?;
-        bytes_left = bytes_left.saturating_sub(count);
+        *bytes_left = bytes_left.saturating_sub(count);
         connection.read_in_stop += if is_stopping { count } else { 0 };
     }
 }
@@ -81,15 +80,15 @@ pub(crate) fn discard_input(
     connection: &mut Connection,
     spare_buffers: &mut Vec<Vec<u8>>,
     host: &mut impl Host,
+    bytes_left: &mut u64,
 ) -> Result<Stop, CloseReason> {
-    const READS_PER_TURN_MAX: usize = 16;
-    for _ in 0..READS_PER_TURN_MAX {
+    while *bytes_left > 0 {
         let pending = connection.read.pending().len();
         connection.read.consume(pending);
         if connection.is_ended || !connection.is_readable {
             return Ok(Stop::Waiting);
         }
-        fill(connection, spare_buffers, host)?;
+        *bytes_left = bytes_left.saturating_sub(fill(connection, spare_buffers, host)?);
     }
     Ok(Stop::Budget)
 }
@@ -102,6 +101,9 @@ fn fill(
 ) -> Result<u64, CloseReason> {
     if !connection.read.has_memory() {
         connection.read.adopt(spare_buffers.pop().unwrap_or_default());
+    }
+    if matches!(connection.phase, Phase::Upload(_)) {
+        connection.read.reserve(upload::READ_BYTES);
     }
     match host.read(connection.id, connection.read.room()) {
         Ok(0) => {
@@ -122,9 +124,11 @@ fn fill(
 }
 
 /// What one step of a connection came to.
-enum Step {
+pub(crate) enum Step {
     /// Something was done, and there may be more.
     Done,
+    /// So many bytes of a file were put into the write buffer, and there may be more.
+    Sent(u64),
     /// A completion or room to write must come first.
     Waiting,
     /// More bytes must come first.
@@ -134,10 +138,10 @@ enum Step {
 fn step(connection: &mut Connection, service: &mut Service, host: &mut impl Host) -> Result<Step, CloseReason> {
     match connection.phase {
         Phase::Requests => Ok(next_request(connection, service, host)),
-        Phase::Upload(_) => Ok(upload_step(connection, service, host)),
-        Phase::Download(_) => Ok(download_step(connection, service, host)),
+        Phase::Upload(_) => Ok(upload::step(connection, service, host)),
+        Phase::Download(_) => download::step(connection, service, host),
         Phase::Discard(left) => discard_step(connection, left),
-        Phase::Password(_) | Phase::Inbox(_) | Phase::Storing => Ok(Step::Waiting),
+        Phase::Password(_) | Phase::Inbox(_) | Phase::SmallDownload(_) | Phase::Storing => Ok(Step::Waiting),
     }
 }
 
@@ -150,11 +154,19 @@ fn next_request(connection: &mut Connection, service: &mut Service, host: &mut i
         line => line,
     };
     match line {
+        Line::Partial if is_file_under_way(connection, service) => {
+            let read = std::mem::take(&mut connection.read);
+            let taken = begin_file(connection, service, host, read.pending());
+            connection.read = read;
+            connection.read.consume(taken.unwrap_or(0));
+            if taken.is_some() { Step::Done } else { Step::Starved }
+        }
         Line::Partial => Step::Starved,
         Line::Whole { content, length } => {
             // The line is borrowed from the buffer while it is handled, so the buffer is set aside.
             let read = std::mem::take(&mut connection.read);
-            let taken = handle_line(connection, service, host, read.slice(content), length);
+            let whole = read.pending().get(..length).unwrap_or_default();
+            let taken = handle_line(connection, service, host, read.slice(content), whole);
             connection.read = read;
             connection.read.consume(taken);
             Step::Done
@@ -171,52 +183,64 @@ fn next_request(connection: &mut Connection, service: &mut Service, host: &mut i
     }
 }
 
-/// Handles a whole line. Says how many of the line's `length` bytes were used: all, or for a file those before its content.
+/// True when what is there of a line says that it carries a file, and is already longer than a small file's can be.
+fn is_file_under_way(connection: &Connection, service: &Service) -> bool {
+    let pending = connection.read.pending();
+    pending.len() > HEAD_BYTES_MAX + content::encoded_bytes(service.limits.small_file_bytes())
+        && request::carries_file(pending, connection.peer.audience())
+}
+
+/// Handles a whole line: `line` without its line end, `whole` with it. Says how many bytes were used: all, or for a file that
+/// is not small those before its content.
 fn handle_line(
     connection: &mut Connection,
     service: &mut Service,
     host: &mut impl Host,
     line: &[u8],
-    length: usize,
+    whole: &[u8],
 ) -> usize {
     if request::is_blank(line) {
-        return length;
+        return whole.len();
     }
     match request::parse(line, connection.peer.audience()) {
         Ok(request) => {
-            service.answer(connection, request.spec, host, |context| command::handle(context, &request));
-            match (request.content_at, &mut connection.phase) {
-                (Some(content_at), Phase::Upload(upload)) => {
-                    upload.is_short = true;
-                    content_at
-                }
-                _ => length,
+            let content = request.content_at.and_then(|at| whole.get(at..));
+            let small = content.filter(|content| content::decoded_bytes(content) <= service.limits.small_file_bytes());
+            service.answer(connection, request.spec, host, |context| command::handle(context, &request, small));
+            match (request.content_at, &connection.phase) {
+                (Some(content_at), Phase::Upload(_)) => content_at,
+                _ => whole.len(),
             }
         }
         Err(fault) => {
             service.refuse(connection, fault.refusal, fault.spec);
-            length
+            whole.len()
         }
     }
+}
+
+/// Handles the beginning of a line that carries a file which is not small. Says how many bytes were used; none if the head
+/// of the line is not there yet, or not right.
+fn begin_file(connection: &mut Connection, service: &mut Service, host: &mut impl Host, start: &[u8]) -> Option<usize> {
+    let request = request::parse(start, connection.peer.audience()).ok()?;
+    let content_at = request.content_at?;
+    service.answer(connection, request.spec, host, |context| command::handle(context, &request, None));
+    if !matches!(connection.phase, Phase::Upload(_)) {
+        // A peer that may send files has this one on its way in good faith; others have less patience coming.
+        let is_known = command::is_authorised(&service.state, request.parameter(0), service.now);
+        let discard = if is_known { service.upload_discard_bytes() } else { service.limits.discard_bytes_max };
+        connection.phase = Phase::Discard(discard);
+    }
+    Some(content_at)
 }
 
 /// Handles the beginning of a line that is longer than a request may be: only the content of a file may. Says how many
 /// bytes were used.
 fn handle_long_line(connection: &mut Connection, service: &mut Service, host: &mut impl Host, start: &[u8]) -> usize {
-    let parsed = request::parse(start, connection.peer.audience());
-    if let Ok(request) = &parsed
-        && let Some(content_at) = request.content_at
-    {
-        service.answer(connection, request.spec, host, |context| command::handle(context, request));
-        if !matches!(connection.phase, Phase::Upload(_)) {
-            // A peer that may send files has this one on its way in good faith; others have less patience coming.
-            let is_known = command::is_authorised(&service.state, request.parameter(0), service.now);
-            let discard = if is_known { service.upload_discard_bytes() } else { service.limits.discard_bytes_max };
-            connection.phase = Phase::Discard(discard);
-        }
-        return content_at;
+    if let Some(taken) = begin_file(connection, service, host, start) {
+        return taken;
     }
-    let spec = match &parsed {
+    let spec = match request::parse(start, connection.peer.audience()) {
         Ok(request) => Some(request.spec),
         Err(fault) => fault.spec,
     };
@@ -245,95 +269,4 @@ fn discard_step(connection: &mut Connection, left: u64) -> Result<Step, CloseRea
             Ok(Step::Starved)
         }
     }
-}
-
-/// Takes more of a file's content, and sends on what is a block.
-fn upload_step(connection: &mut Connection, service: &mut Service, host: &mut impl Host) -> Step {
-    let Phase::Upload(upload) = &mut connection.phase else { return Step::Starved };
-    if upload.is_complete {
-        return upload_end(connection, service, host);
-    }
-    if upload.block.len() >= BLOCK_BYTES {
-        if upload.is_writing {
-            return Step::Waiting;
-        }
-        send_block(upload, host);
-    }
-    let pending = connection.read.pending();
-    let room = (BLOCK_BYTES - upload.block.len()) / 3 * 4 + 4;
-    let input = &pending[..pending.len().min(room)];
-    let before = upload.block.len();
-    let read = if pending.is_empty() && connection.is_ended {
-        // A line as short as any other may end with the stream like any other. A long one whose end never came is an
-        // upload that broke off.
-        let ended = if upload.is_short { upload.content.finish() } else { Err(ContentError::Missing) };
-        ended.map(|()| 0)
-    } else {
-        upload.content.read(input, &mut upload.block)
-    };
-    upload.bytes += (upload.block.len() - before) as u64;
-    let refusal = match read {
-        Ok(_) if upload.bytes > upload.envelope.bytes_max => upload.envelope.over,
-        Ok(taken) => {
-            upload.is_complete = upload.content.is_ended();
-            let is_starved = taken == 0 && !upload.is_complete;
-            connection.read.consume(taken);
-            return if is_starved { Step::Starved } else { Step::Done };
-        }
-        Err(ContentError::Base64) => Refusal::InvalidBase64,
-        Err(ContentError::Excess) => Refusal::Excess(upload.spec),
-        Err(ContentError::Missing) => Refusal::Incomplete(upload.spec),
-    };
-    upload_refused(connection, service, host, refusal)
-}
-
-fn send_block(upload: &mut Upload, host: &mut impl Host) {
-    upload.is_writing = true;
-    let block = std::mem::take(&mut upload.block);
-    host.submit(Job::File(FileJob::Append(upload.transfer, block)));
-}
-
-/// The content is whole: the last block and the order to store it go out, one behind the other.
-fn upload_end(connection: &mut Connection, service: &mut Service, host: &mut impl Host) -> Step {
-    let Phase::Upload(upload) = std::mem::replace(&mut connection.phase, Phase::Storing) else { return Step::Starved };
-    let Upload { transfer, spec, envelope, block, bytes, .. } = *upload;
-    let file = FileId(service.files_next);
-    service.files_next += 1;
-    host.submit(Job::File(FileJob::Append(transfer, block)));
-    host.submit(Job::File(FileJob::Store(transfer, file)));
-    service.storing.insert(transfer, Storing { spec, envelope, bytes, file });
-    Step::Waiting
-}
-
-/// Ends an upload with nothing stored. The rest of its line is thrown away.
-fn upload_refused(connection: &mut Connection, service: &mut Service, host: &mut impl Host, refusal: Refusal) -> Step {
-    let discard = Phase::Discard(service.upload_discard_bytes());
-    let Phase::Upload(upload) = std::mem::replace(&mut connection.phase, discard) else { return Step::Starved };
-    service.forget(upload.transfer, true, host);
-    service.refuse(connection, refusal, Some(upload.spec));
-    Step::Done
-}
-
-/// Asks for the next block of a download once the last one is on its way to the peer.
-fn download_step(connection: &mut Connection, service: &mut Service, host: &mut impl Host) -> Step {
-    let Phase::Download(download) = &mut connection.phase else { return Step::Starved };
-    if download.is_reading {
-        return Step::Waiting;
-    }
-    if download.is_begun && download.sent == download.bytes {
-        let (transfer, lsn) = (download.transfer, download.lsn);
-        reply::download_end(connection.write.out());
-        connection.write.seal(service.log.unsettled_at(lsn));
-        connection.phase = Phase::Requests;
-        service.forget(transfer, false, host);
-        return Step::Done;
-    }
-    // The first block is asked for at once, so that the file is open whatever becomes of its name.
-    if download.is_begun && connection.write.backlog() >= DOWNLOAD_BACKLOG_MAX {
-        return Step::Waiting;
-    }
-    download.is_reading = true;
-    let (transfer, file, offset, bytes) = (download.transfer, download.file, download.sent, download.next_bytes());
-    host.submit(Job::File(FileJob::Read { transfer, file, offset, bytes }));
-    Step::Waiting
 }

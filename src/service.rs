@@ -1,5 +1,6 @@
-//! What all connections share, and what a request does with it besides changing the state: password work, an INBOX
-//! reply, a file in or out. It knows no buffers but the one that a reply is written to.
+//! What all connections share, and what a request does with it besides changing the state: password work, a backup. (What it
+//! does with an INBOX reply, and with a file in or out, stands in [`crate::inbox`], [`crate::upload`] and
+//! [`crate::download`].) It knows no buffers but the one that a reply is written to.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -8,9 +9,8 @@ use crate::change::{Change, FileId, Lsn};
 use crate::claims::Claims;
 use crate::command::{Context, LastToken, Outcome, PasswordWork, Task};
 use crate::connection::{Connection, ConnectionId, Delivery, Peer, Phase};
-use crate::content::ContentReader;
 use crate::engine::{Host, Job, Registration};
-use crate::files::{FileJob, TransferId};
+use crate::files::TransferId;
 use crate::limits::Limits;
 use crate::log::{Log, Need};
 use crate::password::PasswordJob;
@@ -18,7 +18,7 @@ use crate::refusal::Refusal;
 use crate::reply::{self, InboxWriter, Reply};
 use crate::state::State;
 use crate::throttle::Throttle;
-use crate::transfer::{Download, Envelope, Upload};
+use crate::transfer::{BLOCK_BYTES, Envelope, Incoming};
 use crate::upkeep::{Holdings, Upkeep};
 use crate::verb::{Spec, Verb};
 
@@ -41,6 +41,12 @@ pub(crate) struct Service {
     /// Who waits for what becomes of a transfer.
     pub(crate) transfers: HashMap<TransferId, ConnectionId>,
     pub(crate) uploads: usize,
+    /// The bytes of uploads that are not stored yet.
+    pub(crate) incoming: Incoming,
+    /// What is handled at once of a file.
+    pub(crate) block_bytes: usize,
+    /// Memory for the block of a file that is handled now.
+    pub(crate) scratch: Vec<u8>,
     /// Uploads that are complete. They are stored even if the peer goes.
     pub(crate) storing: HashMap<TransferId, Storing>,
     /// Of the connection that is being served.
@@ -78,6 +84,9 @@ impl Service {
             files_next,
             transfers: HashMap::new(),
             uploads: 0,
+            incoming: Incoming::default(),
+            block_bytes: BLOCK_BYTES,
+            scratch: Vec::new(),
             storing: HashMap::new(),
             token: LastToken::default(),
             delivered: VecDeque::new(),
@@ -96,6 +105,9 @@ impl Service {
             is_registration_open: self.is_registration_open,
             now: self.now,
             token: &mut self.token,
+            incoming: &self.incoming,
+            files_next: &mut self.files_next,
+            scratch: &mut self.scratch,
             random,
             peer,
         }
@@ -126,7 +138,7 @@ impl Service {
             Some(Task::Password(work)) => self.begin_password(connection, work, host),
             Some(Task::Inbox(user)) => self.deliver(connection, spec, user, host),
             Some(Task::Upload(envelope)) => self.begin_upload(connection, spec, envelope),
-            Some(Task::Download(file)) => self.begin_download(connection, spec, file),
+            Some(Task::Download(file)) => self.begin_download(connection, spec, file, host),
             Some(Task::Hold) => self.hold(connection, spec),
             None => {
                 let shows_nothing = matches!(spec.verb, Verb::Ping | Verb::Help);
@@ -151,49 +163,6 @@ impl Service {
         host.submit(Job::Password(PasswordJob { connection: connection.id, check, hash }));
     }
 
-    pub(crate) fn begin_upload(&mut self, connection: &mut Connection, spec: &'static Spec, envelope: Envelope) {
-        if self.uploads >= self.limits.uploads_max {
-            self.refuse(connection, Refusal::ServerBusy, Some(spec));
-            return;
-        }
-        self.uploads += 1;
-        let transfer = self.next_transfer(connection.id);
-        connection.phase = Phase::Upload(Box::new(Upload {
-            transfer,
-            spec,
-            envelope,
-            content: ContentReader::default(),
-            block: Vec::new(),
-            bytes: 0,
-            is_writing: false,
-            is_complete: false,
-            is_short: false,
-        }));
-    }
-
-    pub(crate) fn begin_download(&mut self, connection: &mut Connection, spec: &'static Spec, file: FileId) {
-        if self.transfers.len() - self.uploads >= self.limits.downloads_max {
-            return self.refuse(connection, Refusal::ServerBusy, Some(spec));
-        }
-        let transfer = self.next_transfer(connection.id);
-        let Some(stored) = self.state.file(file) else {
-            self.transfers.remove(&transfer);
-            return self.refuse(connection, Refusal::NoSuchFile, Some(spec));
-        };
-        let download = Download {
-            transfer,
-            spec,
-            file,
-            name: stored.name.clone(),
-            bytes: stored.bytes,
-            sent: 0,
-            is_begun: false,
-            is_reading: false,
-            lsn: stored.lsn,
-        };
-        connection.phase = Phase::Download(Box::new(download));
-    }
-
     /// Keeps everything on the disk that is there now, as long as the connection lasts, and says what that is.
     fn hold(&mut self, connection: &mut Connection, spec: &'static Spec) {
         let (segments, checkpoint) = self.upkeep.hold();
@@ -213,17 +182,9 @@ impl Service {
         transfer
     }
 
-    /// Ends a transfer that is not complete.
-    pub(crate) fn forget(&mut self, transfer: TransferId, is_upload: bool, host: &mut impl Host) {
-        self.transfers.remove(&transfer);
-        self.uploads -= usize::from(is_upload);
-        host.submit(Job::File(FileJob::Forget(transfer)));
-    }
-
-    /// So much of the line is thrown away after an upload was refused: what the peer may have on its way in good faith.
-    pub(crate) fn upload_discard_bytes(&self) -> u64 {
-        let encoded = self.limits.file_bytes_max.div_ceil(3).saturating_mul(4);
-        encoded.saturating_add(self.limits.discard_bytes_max)
+    pub(crate) fn next_file(&mut self) -> FileId {
+        self.files_next += 1;
+        FileId(self.files_next - 1)
     }
 
     /// Messages whose INBOX reply got out leave the mailbox. On a full disk they stay claimed until that can be written down.

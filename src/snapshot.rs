@@ -1,6 +1,6 @@
 //! What a checkpoint holds: the whole state but for the texts of messages, in items that build it up again.
 
-use crate::change::{FileId, GroupId, Lsn, SessionId, Target, UserId};
+use crate::change::{FileId, GroupId, Kept, Lsn, Place, SessionId, Target, UserId};
 use crate::field::{Fields, Put, Take};
 use crate::mailbox::Entry;
 
@@ -47,6 +47,7 @@ pub enum Item<'a> {
         /// The next of its name from the same sender to the same target replaces it.
         is_current: bool,
         holders: Vec<UserId>,
+        kept: Kept,
     },
     /// The files that a user lists under a party and a name.
     Listing {
@@ -78,8 +79,21 @@ impl<'a> Item<'a> {
             Self::Group { group, name, owner, secret_hash, members } => {
                 put(out, 4, &[group, name, owner, secret_hash, &members.as_slice()]);
             }
-            Self::File { file, from, to, name, bytes, lsn, is_current, holders } => {
-                put(out, 5, &[file, from, to, name, bytes, lsn, is_current, &holders.as_slice()]);
+            Self::File { file, from, to, name, bytes, lsn, is_current, holders, kept } => {
+                let kind = match kept {
+                    Kept::Apart { sum: None } => 5,
+                    Kept::Apart { sum: Some(_) } => 9,
+                    Kept::Journal(_) => 10,
+                };
+                put(out, kind, &[file, from, to, name, bytes, lsn, is_current, &holders.as_slice()]);
+                match kept {
+                    Kept::Apart { sum: None } => {}
+                    Kept::Apart { sum: Some(sum) } => sum.put(out),
+                    Kept::Journal(Place { lsn, bytes }) => {
+                        lsn.put(out);
+                        bytes.put(out);
+                    }
+                }
             }
             Self::Listing { user, party, name, files } => put(out, 6, &[user, party, name, &files.as_slice()]),
             Self::Entries { user, entries } => put(out, 7, &[user, &entries.as_slice()]),
@@ -91,7 +105,8 @@ impl<'a> Item<'a> {
     #[must_use]
     pub fn decode(encoded: &'a [u8]) -> Option<Self> {
         let mut fields = Fields(encoded);
-        let item = match fields.take::<u8>()? {
+        let kind = fields.take::<u8>()?;
+        let item = match kind {
             1 => Self::Counters { users: fields.take()?, groups: fields.take()?, files: fields.take()? },
             2 => Self::User {
                 user: fields.take()?,
@@ -108,7 +123,7 @@ impl<'a> Item<'a> {
                 secret_hash: fields.take()?,
                 members: fields.take()?,
             },
-            5 => Self::File {
+            5 | 9 | 10 => Self::File {
                 file: fields.take()?,
                 from: fields.take()?,
                 to: fields.take()?,
@@ -117,6 +132,11 @@ impl<'a> Item<'a> {
                 lsn: fields.take()?,
                 is_current: fields.take()?,
                 holders: fields.take()?,
+                kept: match kind {
+                    5 => Kept::Apart { sum: None },
+                    9 => Kept::Apart { sum: Some(fields.take()?) },
+                    _ => Kept::Journal(Place { lsn: fields.take()?, bytes: fields.take()? }),
+                },
             },
             6 => Self::Listing {
                 user: fields.take()?,
@@ -177,6 +197,7 @@ mod tests {
                 },
                 Item::File {
                     file: FileId(b), from: user, to, name, bytes: b, lsn: Lsn(b), is_current: secret, holders: users,
+                    kept: if secret { Kept::Journal(place) } else { Kept::Apart { sum: (a % 2 == 0).then_some(a) } },
                 },
                 Item::Listing { user, party: name, name, files: ids.iter().map(|id| FileId(u64::from(*id))).collect() },
                 Item::Entries { user, entries: entries.collect() },

@@ -7,9 +7,10 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::{BuildHasherDefault, Hasher};
 
-use crate::change::{Change, FileId, GroupId, Holders, Lsn, Place, SessionId, Target, UserId};
-use crate::mailbox::{Entry, Mailbox, Usage};
+use crate::change::{Change, FileId, GroupId, Holders, Kept, Lsn, Place, SessionId, Target, UserId};
+use crate::mailbox::{Entry, Mailbox};
 use crate::snapshot::{ENTRIES_MAX, Item};
+use crate::usage::Usage;
 
 /// A token is good for this long after its last use.
 pub const SESSION_MS_MAX: u64 = 30 * 24 * HOUR_MS;
@@ -126,8 +127,17 @@ pub struct StoredFile {
     pub bytes: u64,
     /// When in the order of changes it was stored.
     pub lsn: Lsn,
+    /// Where its bytes are.
+    pub kept: Kept,
     /// Who lists it.
     holders: Vec<UserId>,
+}
+
+impl StoredFile {
+    /// One that nobody lists yet.
+    fn new(from: UserId, to: Target, name: &str, bytes: u64, lsn: Lsn, kept: Kept) -> Self {
+        Self { from, to, name: name.into(), bytes, lsn, kept, holders: Vec::new() }
+    }
 }
 
 /// What the state can be asked.
@@ -151,7 +161,7 @@ impl State {
         }
     }
 
-    /// How much of each segment its mailboxes need.
+    /// How much of each segment its mailboxes and files need.
     #[must_use]
     pub fn usage(&self) -> &Usage {
         &self.usage
@@ -258,9 +268,9 @@ impl State {
         self.files.get(&file)
     }
 
-    /// Every stored file and its size, in no order.
-    pub fn files(&self) -> impl Iterator<Item = (FileId, u64)> {
-        self.files.iter().map(|(file, stored)| (*file, stored.bytes))
+    /// Every stored file, in no order.
+    pub fn files(&self) -> impl Iterator<Item = (FileId, &StoredFile)> {
+        self.files.iter().map(|(file, stored)| (*file, stored))
     }
 
     /// The newest file that the user's list has under this party and name.
@@ -305,7 +315,8 @@ impl State {
         self.usage.take_emptied()
     }
 
-    /// Files that nobody lists any more since this was last asked; their bytes may go once the changes are durable.
+    /// Files of their own that nobody lists any more since this was last asked; their bytes may go once the changes are
+    /// durable.
     pub fn take_freed_files(&mut self) -> Vec<FileId> {
         std::mem::take(&mut self.files_freed)
     }
@@ -339,7 +350,15 @@ impl State {
                     user.mailbox.remove(lsn, first, last, |entry| self.usage.remove(entry));
                 }
             }
-            Change::FileStored { file, from, to, bytes, name } => self.store_file(lsn, file, from, to, bytes, name),
+            Change::FileStored { file, from, to, bytes, name, sum } => {
+                self.store_file(file, StoredFile::new(from, to, name, bytes, lsn, Kept::Apart { sum }));
+            }
+            Change::FileSent { file, from, to, name, content } => {
+                let stored = StoredFile::new(from, to, name, content.len() as u64, lsn, Kept::Journal(place));
+                self.store_file(file, stored);
+            }
+            Change::FileMoved { file, .. } => self.move_file(file, place),
+            Change::FileLost { file } => self.lose_file(file),
             Change::FileDropped { user, party, name } => self.drop_file(user, party, name),
         }
     }
@@ -481,40 +500,65 @@ impl State {
         }
     }
 
-    fn store_file(&mut self, lsn: Lsn, file: FileId, from: UserId, to: Target, bytes: u64, name: &str) {
+    fn store_file(&mut self, file: FileId, mut stored: StoredFile) {
+        let &StoredFile { from, to, bytes, kept, .. } = &stored;
         let (Some(sender), Some(target)) = (self.user(from), self.target_name(to)) else { return };
         let (from_name, to_name) = (sender.name.clone(), Box::<str>::from(target));
-        if file.0 < self.files_next || file.0 == u64::MAX {
+        // An upload has its number before others that are written down first, so numbers do not grow in order.
+        if self.files.contains_key(&file) || file.0 == u64::MAX {
             return;
         }
-        self.files_next = file.0 + 1;
-        if let Some(replaced) = self.files_by_origin.get(&(from, to, name.into())).copied() {
+        self.files_next = self.files_next.max(file.0 + 1);
+        let origin = (from, to, stored.name.clone());
+        if let Some(replaced) = self.files_by_origin.get(&origin).copied() {
             for holder in self.files.get(&replaced).map(|file| file.holders.clone()).unwrap_or_default() {
                 let party = if holder == from { &to_name } else { &from_name };
-                self.unlist(holder, party, name, replaced);
+                self.unlist(holder, party, &stored.name, replaced);
                 self.release_file(replaced, holder);
             }
         }
-        let mut holders = match to {
+        stored.holders = match to {
             Target::User(user) => vec![user],
             Target::Group(group) => self.groups.get(&group).map(|group| group.members.clone()).unwrap_or_default(),
         };
-        if !holders.contains(&from) {
-            holders.push(from);
+        if !stored.holders.contains(&from) {
+            stored.holders.push(from);
         }
-        for &holder in &holders {
+        for &holder in &stored.holders {
             let party = if holder == from { &to_name } else { &from_name };
             if let Some(account) = self.user_mut(holder) {
-                let listed = account.files.entry(party.clone()).or_default().entry(name.into()).or_default();
+                let listed = account.files.entry(party.clone()).or_default().entry(stored.name.clone()).or_default();
                 listed.push(file);
             }
         }
         if let Some(sender) = self.user_mut(from) {
             sender.sent_bytes = sender.sent_bytes.saturating_add(bytes);
         }
+        if let Kept::Journal(place) = kept {
+            self.usage.add_file(place);
+        }
         self.files_bytes = self.files_bytes.saturating_add(bytes);
-        self.files_by_origin.insert((from, to, name.into()), file);
-        self.files.insert(file, StoredFile { from, to, name: name.into(), bytes, lsn, holders });
+        self.files_by_origin.insert(origin, file);
+        self.files.insert(file, stored);
+    }
+
+    fn move_file(&mut self, file: FileId, place: Place) {
+        let Some(StoredFile { kept: Kept::Journal(kept), .. }) = self.files.get_mut(&file) else { return };
+        let before = std::mem::replace(kept, place);
+        self.usage.add_file(place);
+        self.usage.remove_file(before);
+    }
+
+    fn lose_file(&mut self, file: FileId) {
+        let Some(lost) = self.files.get(&file) else { return };
+        let (name, holders) = (lost.name.clone(), lost.holders.clone());
+        for holder in holders {
+            let parties = self.user(holder).into_iter().flat_map(|account| account.files.keys().cloned());
+            for party in parties.collect::<Vec<_>>() {
+                self.unlist(holder, &party, &name, file);
+            }
+            self.release_file(file, holder);
+        }
     }
 
     fn drop_file(&mut self, user: UserId, party: &str, name: &str) {
@@ -551,7 +595,10 @@ impl State {
             return;
         }
         let Some(freed) = self.files.remove(&file) else { return };
-        self.files_freed.push(file);
+        match freed.kept {
+            Kept::Apart { .. } => self.files_freed.push(file),
+            Kept::Journal(place) => self.usage.remove_file(place),
+        }
         self.files_bytes = self.files_bytes.saturating_sub(freed.bytes);
         if let Some(sender) = self.user_mut(freed.from) {
             sender.sent_bytes = sender.sent_bytes.saturating_sub(freed.bytes);
@@ -581,10 +628,11 @@ impl State {
             show(&Item::Group { group: *group, name, owner: *owner, secret_hash, members })?;
         }
         for (file, stored) in &self.files {
-            let StoredFile { from, to, name, bytes, lsn, holders } = stored;
+            let StoredFile { from, to, name, bytes, lsn, kept, holders } = stored;
             let is_current = self.files_by_origin.get(&(*from, *to, name.clone())) == Some(file);
-            let (file, from, to, bytes, lsn, holders) = (*file, *from, *to, *bytes, *lsn, holders.clone());
-            show(&Item::File { file, from, to, name, bytes, lsn, is_current, holders })?;
+            let (file, from, to, bytes, lsn, kept) = (*file, *from, *to, *bytes, *lsn, *kept);
+            let holders = holders.clone();
+            show(&Item::File { file, from, to, name, bytes, lsn, is_current, holders, kept })?;
         }
         for (user, account) in users() {
             for (party, names) in &account.files {
@@ -639,7 +687,7 @@ impl State {
                 self.names.insert(name.clone(), Owner::Group(*group));
                 self.groups.insert(*group, Group { name, owner: *owner, members: members.clone(), secret_hash });
             }
-            Item::File { file, from, to, name, bytes, lsn, is_current, holders } => {
+            Item::File { file, from, to, name, bytes, lsn, is_current, holders, kept } => {
                 let name = Box::<str>::from(*name);
                 self.files_next = self.files_next.max(file.0.saturating_add(1));
                 if let Some(sender) = self.user_mut(*from) {
@@ -649,9 +697,11 @@ impl State {
                 if *is_current {
                     self.files_by_origin.insert((*from, *to, name.clone()), *file);
                 }
-                let stored =
-                    StoredFile { from: *from, to: *to, name, bytes: *bytes, lsn: *lsn, holders: holders.clone() };
-                self.files.insert(*file, stored);
+                if let Kept::Journal(place) = kept {
+                    self.usage.add_file(*place);
+                }
+                let stored = StoredFile::new(*from, *to, &name, *bytes, *lsn, *kept);
+                self.files.insert(*file, StoredFile { holders: holders.clone(), ..stored });
             }
             Item::Listing { user, party, name, files } => {
                 if let Some(account) = self.user_mut(*user) {

@@ -1,4 +1,4 @@
-//! Reads records of messages from the segments, wherever they stand, in few large reads.
+//! Reads records from the segments, wherever they stand, in few large reads: texts of messages, and small files.
 
 use std::fs::File;
 use std::io;
@@ -64,7 +64,7 @@ impl Texts {
         Ok(out)
     }
 
-    /// The messages at these places, as records, each if it can be read.
+    /// The records at these places, each if it is whole.
     pub fn read_each(&mut self, places: &[Place]) -> Vec<Option<Vec<u8>>> {
         const AT_ONCE: usize = 256;
         let mut records = Vec::with_capacity(places.len());
@@ -81,7 +81,7 @@ impl Texts {
                     // Something among them cannot be read at all; which, is found one by one.
                     None => self.read(&[*place]).ok(),
                 };
-                records.push(record.filter(|record| message(record, self.layout.salt, *place).is_some()));
+                records.push(record.filter(|record| change(record, self.layout.salt, *place).is_some()));
             }
         }
         records
@@ -108,11 +108,21 @@ impl Texts {
     }
 }
 
+/// The change whose record stands at the front of `bytes` and at `place` in the journal, if one does.
+fn change(bytes: &[u8], salt: u32, place: Place) -> Option<Change<'_>> {
+    Change::decode(record::body_at(bytes.get(..place.bytes as usize)?, salt, place.lsn)?)
+}
+
 /// The message that stands at the front of `bytes` and at `place` in the journal, if one does.
 #[must_use]
 pub fn message(bytes: &[u8], salt: u32, place: Place) -> Option<Message<'_>> {
-    let body = record::body_at(bytes.get(..place.bytes as usize)?, salt, place.lsn)?;
-    Change::decode(body)?.message()
+    change(bytes, salt, place)?.message()
+}
+
+/// The content of a small file that does.
+#[must_use]
+pub fn content(bytes: &[u8], salt: u32, place: Place) -> Option<&[u8]> {
+    change(bytes, salt, place)?.content()
 }
 
 #[cfg(test)]

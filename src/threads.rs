@@ -1,6 +1,9 @@
 //! The helper threads: each owns what it works on, takes owned jobs from a channel, and hands owned results back through
 //! another and a wake-up. None of them sees the state.
 
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{self, ErrorKind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
@@ -10,7 +13,7 @@ use mio::Waker;
 
 use crate::compaction::{CompactionJob, Compactor};
 use crate::engine::{Completion, Job};
-use crate::files::{FileJob, FileStore};
+use crate::files::{FileJob, FileStore, TransferId};
 use crate::inbox::TextsJob;
 use crate::journal::Journal;
 use crate::log::{Batch, Sync};
@@ -26,6 +29,15 @@ const BATCHES_MAX: usize = 64;
 /// What the loop hears from a helper thread.
 pub type Report = Result<Completion, WorkError>;
 
+/// What comes from a helper thread.
+enum Message {
+    Report(Report),
+    /// A stored file is open for a download, so the loop can read what is in memory of it.
+    Opened(TransferId, Arc<File>),
+    /// That download is over.
+    Closed(TransferId),
+}
+
 /// The loop's side of the helper threads.
 pub struct Threads {
     journal: Sender<JournalJob>,
@@ -34,7 +46,8 @@ pub struct Threads {
     texts: Sender<TextsJob>,
     space: Sender<SpaceJob>,
     compaction: Sender<CompactionJob>,
-    reports: Receiver<Report>,
+    messages: Receiver<Message>,
+    opened: HashMap<TransferId, Arc<File>>,
     is_finishing: Arc<AtomicBool>,
     handles: Vec<JoinHandle<()>>,
 }
@@ -49,7 +62,7 @@ enum JournalJob {
 /// A helper thread's way back.
 #[derive(Clone)]
 struct Reporter {
-    reports: Sender<Report>,
+    messages: Sender<Message>,
     waker: Arc<Waker>,
     /// What is queued is for nobody any more; only the journal is still written.
     is_finishing: Arc<AtomicBool>,
@@ -59,7 +72,12 @@ impl Reporter {
     /// Says what came of a job; false when nobody listens any more.
     fn say(&self, report: Report) -> bool {
         let is_fine = report.is_ok();
-        self.reports.send(report).is_ok() && self.waker.wake().is_ok() && is_fine
+        self.messages.send(Message::Report(report)).is_ok() && self.waker.wake().is_ok() && is_fine
+    }
+
+    /// The same for what need not wake the loop.
+    fn tell(&self, message: Message) -> bool {
+        self.messages.send(message).is_ok()
     }
 }
 
@@ -82,12 +100,12 @@ impl Threads {
     ///
     /// # Errors
     /// The system has no room for a thread.
-    pub fn start(store: StoreWorkers, sync: Sync, waker: Arc<Waker>) -> std::io::Result<Self> {
+    pub fn start(store: StoreWorkers, sync: Sync, waker: Arc<Waker>) -> io::Result<Self> {
         let StoreWorkers { disk, hasher } = store;
         let Disk { journal, space, compactor, texts, files } = disk;
-        let (reports_in, reports) = mpsc::channel();
+        let (messages_in, messages) = mpsc::channel();
         let is_finishing = Arc::new(AtomicBool::new(false));
-        let reporter = Reporter { reports: reports_in, waker, is_finishing: Arc::clone(&is_finishing) };
+        let reporter = Reporter { messages: messages_in, waker, is_finishing: Arc::clone(&is_finishing) };
         let (journal_jobs, batches) = mpsc::channel();
         let (text_jobs, texts_to_read) = mpsc::channel();
         let (space_jobs, space_to_make) = mpsc::channel();
@@ -120,7 +138,8 @@ impl Threads {
             texts: text_jobs,
             space: space_jobs,
             compaction: compaction_jobs,
-            reports,
+            messages,
+            opened: HashMap::new(),
             is_finishing,
             handles,
         })
@@ -143,8 +162,22 @@ impl Threads {
 
     /// The next report, if there is one.
     #[must_use]
-    pub fn report(&self) -> Option<Report> {
-        self.reports.try_recv().ok()
+    pub fn report(&mut self) -> Option<Report> {
+        loop {
+            match self.messages.try_recv().ok()? {
+                Message::Report(report) => return Some(report),
+                Message::Opened(transfer, file) => drop(self.opened.insert(transfer, file)),
+                Message::Closed(transfer) => drop(self.opened.remove(&transfer)),
+            }
+        }
+    }
+
+    /// The file that is open for a download.
+    ///
+    /// # Errors
+    /// [`ErrorKind::WouldBlock`] when none is yet.
+    pub fn opened(&self, transfer: TransferId) -> io::Result<&File> {
+        self.opened.get(&transfer).map(|file| &**file).ok_or_else(|| ErrorKind::WouldBlock.into())
     }
 
     /// Lets the journal thread write what it has and the others end what they are at, and waits for them.
@@ -158,7 +191,10 @@ impl Threads {
             // One that panicked has reported it.
             drop(handle.join());
         }
-        self.reports.try_iter().try_for_each(|report| report.map(drop))
+        self.messages.try_iter().try_for_each(|message| match message {
+            Message::Report(report) => report.map(drop),
+            Message::Opened(..) | Message::Closed(_) => Ok(()),
+        })
     }
 }
 
@@ -239,12 +275,17 @@ fn run_texts(mut texts: Texts, jobs: &Receiver<TextsJob>, reporter: &Reporter) {
 
 fn run_files(mut files: FileStore, jobs: &Receiver<FileJob>, reporter: &Reporter) {
     for job in jobs.iter().take_while(|_| !reporter.is_finishing.load(Ordering::SeqCst)) {
-        let is_heard = match files.run(job) {
+        let forgotten = if let FileJob::Forget(transfer) = job { Some(Message::Closed(transfer)) } else { None };
+        let done = files.run(job);
+        // A file is open before the loop hears of its first block.
+        let opened = files.take_opened().map(|(transfer, file)| Message::Opened(transfer, file));
+        let is_told = opened.into_iter().chain(forgotten).all(|message| reporter.tell(message));
+        let is_heard = match done {
             Ok(None) => true,
             Ok(Some(done)) => reporter.say(Ok(Completion::File(done))),
             Err(error) => reporter.say(Err(WorkError::Files(error))),
         };
-        if !is_heard {
+        if !is_told || !is_heard {
             return;
         }
     }

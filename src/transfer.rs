@@ -1,41 +1,16 @@
-//! Files as streams: what a `SEND FILE` line carries is decoded as it comes, what `DOWNLOAD FILE` gives is encoded as it
-//! leaves, a block at a time. Small or large, every file goes this one way. No sockets and no disk here.
+//! What a file in transfer is called, by whom and to whom it is sent, and how much all that are on their way in have taken
+//! so far. [`crate::upload`] and [`crate::download`] are the two directions. No sockets and no disk here.
 
-use crate::change::Lsn;
-use crate::change::{FileId, Target, UserId};
-use crate::content::ContentReader;
-use crate::files::TransferId;
-use crate::refusal::Refusal;
-use crate::verb::Spec;
+use std::collections::HashMap;
 
-/// Decoded bytes in a block. A multiple of three, so that every block but the last encodes without padding.
-pub const BLOCK_BYTES: usize = 48 * 1024;
+use crate::change::{Target, UserId};
 
-/// A file on its way in.
-#[derive(Debug)]
-pub struct Upload {
-    /// Its name among the file jobs.
-    pub transfer: TransferId,
-    /// How it was asked for.
-    pub spec: &'static Spec,
-    /// Who, to whom, and what it is called.
-    pub envelope: Envelope,
-    /// The content so far.
-    pub content: ContentReader,
-    /// Decoded bytes that are not yet on their way to the disk.
-    pub block: Vec<u8>,
-    /// Decoded bytes in all.
-    pub bytes: u64,
-    /// A block is on its way to the disk.
-    pub is_writing: bool,
-    /// The end of the line has been seen.
-    pub is_complete: bool,
-    /// The whole line was there at once, so the end of the stream may end it.
-    pub is_short: bool,
-}
+/// Decoded bytes that are handled at once: of an upload, what is written to the disk together, and of a download, what one
+/// peer's write buffer holds. A multiple of three, so that every block of a download but the last encodes without padding.
+pub const BLOCK_BYTES: usize = 64 * 1024 / 3 * 3;
 
 /// What an upload is, but for its content.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Envelope {
     /// Who sends it.
     pub from: UserId,
@@ -43,39 +18,66 @@ pub struct Envelope {
     pub to: Target,
     /// Its name.
     pub name: Box<str>,
-    /// The most bytes it may have.
-    pub bytes_max: u64,
-    /// The answer if it has more.
-    pub over: Refusal,
 }
 
-/// A file on its way out.
-#[derive(Debug)]
-pub struct Download {
-    /// Its name among the file jobs.
-    pub transfer: TransferId,
-    /// How it was asked for.
-    pub spec: &'static Spec,
-    /// What is sent.
-    pub file: FileId,
-    /// Its name.
-    pub name: Box<str>,
-    /// Its size.
-    pub bytes: u64,
-    /// Decoded bytes that are in the write buffer or beyond.
-    pub sent: u64,
-    /// The reply has begun.
-    pub is_begun: bool,
-    /// A block is on its way from the disk.
-    pub is_reading: bool,
-    /// When in the order of changes the file was stored.
-    pub lsn: Lsn,
+/// The decoded bytes of uploads that are not stored yet. They count like stored ones, so that many uploads at once keep the
+/// same bounds as one after the other.
+#[derive(Debug, Default)]
+pub struct Incoming {
+    by_user: HashMap<UserId, u64>,
+    bytes: u64,
 }
 
-impl Download {
-    /// The size of the next block.
+impl Incoming {
+    /// Of all users.
     #[must_use]
-    pub fn next_bytes(&self) -> usize {
-        usize::try_from(self.bytes - self.sent).unwrap_or(BLOCK_BYTES).min(BLOCK_BYTES)
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Of one user.
+    #[must_use]
+    pub fn of(&self, user: UserId) -> u64 {
+        self.by_user.get(&user).copied().unwrap_or(0)
+    }
+
+    /// Counts more of an upload.
+    pub fn add(&mut self, user: UserId, bytes: u64) {
+        if bytes > 0 {
+            *self.by_user.entry(user).or_default() += bytes;
+            self.bytes += bytes;
+        }
+    }
+
+    /// Counts an upload no more: it is stored, or nothing became of it.
+    pub fn remove(&mut self, user: UserId, bytes: u64) {
+        self.bytes -= bytes;
+        if let Some(of_user) = self.by_user.get_mut(&user) {
+            *of_user -= bytes;
+            if *of_user == 0 {
+                self.by_user.remove(&user);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_under_way_is_counted_by_user_and_in_all() {
+        let (one, other) = (UserId(1), UserId(2));
+        let mut incoming = Incoming::default();
+        incoming.add(one, 5);
+        incoming.add(one, 7);
+        incoming.add(other, 1);
+        incoming.add(other, 0);
+        assert_eq!((incoming.of(one), incoming.of(other), incoming.bytes()), (12, 1, 13));
+        incoming.remove(one, 12);
+        incoming.remove(other, 0);
+        assert_eq!((incoming.of(one), incoming.of(other), incoming.bytes()), (0, 1, 1));
+        incoming.remove(other, 1);
+        assert!(incoming.by_user.is_empty(), "who uploads nothing costs nothing");
     }
 }

@@ -1,22 +1,22 @@
 //! What the loop does for the disk, a little in each turn: it has segments made ahead, lets go of those that nothing
 //! needs, has the journal compacted when that is due, and writes again what compaction picked.
 //!
-//! A segment is needed as long as no checkpoint covers it, and as long as a mailbox has a message in it.
+//! A segment is needed as long as no checkpoint covers it, and as long as a mailbox has a message in it, or a list a file.
 
 use std::collections::{BTreeSet, VecDeque};
 
 use tracing::{debug, info, warn};
 
-use crate::change::{Change, Holders, Lsn};
+use crate::change::{Change, FileId, Holders, Kept, Lsn, Place, UserId};
 use crate::checkpoint::Checkpoint;
-use crate::compaction::{Compacted, CompactionJob, Relocation, segments_max};
+use crate::compaction::{Compacted, CompactionJob, Needed, Relocation, segments_max};
 use crate::engine::{Host, Job};
 use crate::log::{Log, Need};
 use crate::record;
 use crate::space::{SpaceDone, SpaceJob};
 use crate::state::State;
 
-/// Messages written again in one turn, so that nobody waits for it,
+/// Records written again in one turn, so that nobody waits for it,
 const RELOCATIONS_PER_TURN_MAX: usize = 64;
 /// and about so many bytes of them.
 const RELOCATED_BYTES_PER_TURN_MAX: usize = 256 * 1024;
@@ -114,7 +114,7 @@ impl Upkeep {
         self.compact_if_due(state, log, checkpoint_bytes, now, host);
     }
 
-    /// True when a turn would write messages again, or let go of something.
+    /// True when a turn would write something again, or let go of something.
     pub(crate) fn has_work(&self, log: &Log) -> bool {
         let has_freed = self.freed.front().is_some_and(|(end, _)| *end <= log.synced()) || !self.outdated.is_empty();
         let may_free = has_freed && self.holds == 0 && !self.is_asked;
@@ -198,7 +198,7 @@ impl Upkeep {
 
     fn free_if_unneeded(&mut self, segment: u64, state: &State, log: &Log) {
         let covered = self.checkpoint.map_or(0, |checkpoint| log.layout().segment(checkpoint.lsn));
-        let is_needed = segment >= covered || state.usage().of(segment).entries > 0;
+        let is_needed = segment >= covered || state.usage().of(segment).records > 0;
         if !is_needed && self.segments.remove(&segment) {
             self.freed.push_back((log.end(), segment));
         }
@@ -222,7 +222,7 @@ impl Upkeep {
         job.segments_max = segments_max(state.usage().live(), segment_bytes);
         // A disk without room for a checkpoint would stay full.
         job.kept_free = CHECKPOINT_BYTES.min(segment_bytes)
-            + state.usage().entries() * CHECKPOINT_BYTES_PER_ENTRY
+            + state.usage().records() * CHECKPOINT_BYTES_PER_ENTRY
             + self.checkpoint.map_or(0, |last| last.bytes);
         let has_too_many = self.disk.is_some_and(|disk| disk.spare > 0 && disk.segments > job.segments_max);
         if job.is_more_wanted || !job.freed.is_empty() || !job.outdated.is_empty() || has_too_many {
@@ -258,7 +258,7 @@ impl Upkeep {
         is_long || ((is_large || log.is_full()) && is_of_use)
     }
 
-    /// Writes some messages again.
+    /// Writes some records again.
     fn relocate(&mut self, state: &mut State, log: &mut Log) {
         let mut bytes = 0;
         for _ in 0..RELOCATIONS_PER_TURN_MAX {
@@ -271,27 +271,40 @@ impl Upkeep {
                 self.relocations.clear();
                 return;
             }
-            bytes += relocation.record.len() + relocation.holders.len() * HOLDER_BYTES;
+            bytes += relocation.record.len() + relocation.needed.holders() * HOLDER_BYTES;
         }
     }
 }
 
-/// Writes a message again for the mailboxes in which it still waits; false when there is no room for it.
+/// Writes again what is still needed; false when there is no room for it.
 fn relocate_one(relocation: &Relocation, state: &mut State, log: &mut Log) -> bool {
-    let Relocation { place, sent, holders, record } = relocation;
-    let body = record.get(record::HEADER_BYTES..).unwrap_or_default();
-    let Some(
-        Change::MessageSent { to, at, from_name, to_name, text, .. }
-        | Change::MessageMoved { to, at, from_name, to_name, text, .. },
-    ) = Change::decode(body)
+    let Relocation { place, needed, record } = relocation;
+    let Some(change) = record.get(record::HEADER_BYTES..).and_then(Change::decode) else { return true };
+    match needed {
+        Needed::Message { sent, holders } => relocate_message(&change, *place, *sent, holders, state, log),
+        Needed::File(file) => relocate_file(&change, *place, *file, state, log),
+    }
+}
+
+/// Writes a message again for the mailboxes in which it still waits.
+fn relocate_message(
+    change: &Change<'_>,
+    place: Place,
+    sent: Lsn,
+    holders: &[UserId],
+    state: &mut State,
+    log: &mut Log,
+) -> bool {
+    let &(Change::MessageSent { to, at, from_name, to_name, text, .. }
+    | Change::MessageMoved { to, at, from_name, to_name, text, .. }) = change
     else {
         return true;
     };
     let still: Vec<_> = holders
         .iter()
         .filter(|user| {
-            let entry = state.user(**user).and_then(|user| user.mailbox.entry(*sent));
-            entry.is_some_and(|entry| entry.place() == *place)
+            let entry = state.user(**user).and_then(|user| user.mailbox.entry(sent));
+            entry.is_some_and(|entry| entry.place() == place)
         })
         .collect();
     for some in still.chunks(HOLDERS_MAX) {
@@ -300,10 +313,25 @@ fn relocate_one(relocation: &Relocation, state: &mut State, log: &mut Log) -> bo
             Holders::pack(&mut packed, **user);
         }
         let holders = Holders::new(&packed);
-        let change = Change::MessageMoved { sent: *sent, to, at, from_name, to_name, text, holders };
-        // It makes room where there is none, so it may have some of what is kept.
-        let Ok(place) = log.append(&change, Need::Login) else { return false };
-        state.apply(&change, place);
+        if !rewrite(&Change::MessageMoved { sent, to, at, from_name, to_name, text, holders }, state, log) {
+            return false;
+        }
     }
+    true
+}
+
+/// Writes a file again that is still listed.
+fn relocate_file(change: &Change<'_>, place: Place, file: FileId, state: &mut State, log: &mut Log) -> bool {
+    let is_there = state.file(file).is_some_and(|stored| stored.kept == Kept::Journal(place));
+    match change.content().filter(|_| is_there) {
+        Some(content) => rewrite(&Change::FileMoved { file, content }, state, log),
+        None => true,
+    }
+}
+
+/// It makes room where there is none, so it may have some of what is kept.
+fn rewrite(change: &Change<'_>, state: &mut State, log: &mut Log) -> bool {
+    let Ok(place) = log.append(change, Need::Login) else { return false };
+    state.apply(change, place);
     true
 }

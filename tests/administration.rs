@@ -10,6 +10,7 @@ use std::path::Path;
 use std::process::{Output, Stdio};
 
 use common::process::{Server, kurir, output, text};
+use kurir::client::ClientError;
 
 fn with_input(arguments: &[&str], input: &str) -> Output {
     let mut child = kurir(arguments).stdin(Stdio::piped()).spawn().unwrap();
@@ -141,7 +142,10 @@ fn a_check_says_what_there_is_and_what_is_wrong_and_a_repair_keeps_the_rest() {
     for text in ["satu", "dua", "tiga"] {
         messi.request(&format!("SEND MESSAGE {token} henderson {text}")).unwrap();
     }
-    messi.request(&format!("SEND FILE {token} henderson a.txt QUJD")).unwrap();
+    messi.request(&format!("SEND FILE {token} henderson kecil.txt QUJD")).unwrap();
+    for name in ["besar.bin", "hilang.bin", "utuh.bin"] {
+        messi.request(&format!("SEND FILE {token} henderson {name} {}", "QUJD".repeat(10_000))).unwrap();
+    }
     let in_use = output(&["check", path]);
     assert_eq!(in_use.status.code(), Some(2));
     assert!(text(&in_use.stderr).contains("is in use"));
@@ -150,7 +154,7 @@ fn a_check_says_what_there_is_and_what_is_wrong_and_a_repair_keeps_the_rest() {
     let good = output(&["check", path]);
     assert_eq!(said(&good), (0, ""));
     let report = text(&good.stdout);
-    for part in ["3 users with 1 logins, 1 groups", "3 messages waiting, 140 bytes", "1 files, 3 bytes"] {
+    for part in ["3 users with 1 logins, 1 groups", "3 messages waiting, 140 bytes", "4 files, 90003 bytes"] {
         assert!(report.contains(part), "{report}");
     }
 
@@ -178,8 +182,32 @@ fn a_check_says_what_there_is_and_what_is_wrong_and_a_repair_keeps_the_rest() {
     assert_eq!(texts, ["satu", "tiga"]);
     server.stop();
 
-    fs::remove_file(root.join("files/00/0000000000000000")).unwrap();
+    // A byte of a stored file that is another one is found too, and files that are not whole are listed no more.
+    let mut stored = fs::read(root.join("files/01/0000000000000001")).unwrap();
+    stored[17] ^= 1;
+    fs::write(root.join("files/01/0000000000000001"), &stored).unwrap();
+    fs::remove_file(root.join("files/02/0000000000000002")).unwrap();
     let found = output(&["check", path]);
     assert_eq!(found.status.code(), Some(1));
-    assert!(text(&found.stdout).contains("missing: "));
+    assert!(text(&found.stdout).contains("which is missing"), "{}", text(&found.stdout));
+    assert!(text(&found.stdout).contains("which are not those that were stored"), "{}", text(&found.stdout));
+    let server = Server::demo(&root, &[]);
+    let (mut henderson, token) = server.login("henderson");
+    let refused = henderson.request(&format!("DOWNLOAD FILE {token} messi hilang.bin")).unwrap_err();
+    assert_eq!(refused.to_string(), "file tidak ditemukan");
+    // What was begun and is not what was stored never gets its end.
+    let mut cut = server.client();
+    assert!(matches!(cut.request(&format!("DOWNLOAD FILE {token} messi besar.bin")), Err(ClientError::Io(_))));
+    server.stop();
+
+    assert_eq!(said(&output(&["check", path, "--repair"])), (0, ""));
+    assert_eq!(said(&output(&["check", path])), (0, ""));
+    assert_eq!(fs::read(root.join("lost-files/0000000000000001")).unwrap(), stored);
+    let server = Server::demo(&root, &[]);
+    let (mut henderson, token) = server.login("henderson");
+    let files = henderson.request(&format!("MY FILE {token}")).unwrap();
+    assert_eq!(files["data"]["messi"], serde_json::json!(["kecil.txt", "utuh.bin"]));
+    for name in ["kecil.txt", "utuh.bin"] {
+        henderson.request(&format!("DOWNLOAD FILE {token} messi {name}")).unwrap();
+    }
 }

@@ -155,7 +155,7 @@ fn only_the_owner_can_read_the_data() {
     let root = data.path().join("data");
     let server = Server::demo(&root, &[]);
     let (mut messi, token) = server.login("messi");
-    messi.request(&format!("SEND FILE {token} henderson a.txt QUJD")).unwrap();
+    messi.request(&format!("SEND FILE {token} henderson a.bin {}", "QUJD".repeat(10_000))).unwrap();
     let mut waiting = vec![root];
     let mut seen = 0;
     while let Some(path) = waiting.pop() {
@@ -211,6 +211,7 @@ fn a_login_does_not_hold_up_the_others_and_is_answered_in_order() {
 #[test]
 fn everything_is_kept_across_a_stop_and_a_power_cut() {
     let data = tempfile::tempdir().unwrap();
+    let large = "QUJD".repeat(30_000);
     for (is_power_cut, sync) in [(false, "always"), (true, "always"), (false, "interval")] {
         let root = data.path().join(format!("{is_power_cut} {sync}"));
         let server = Server::demo(&root, &["--sync", sync]);
@@ -223,6 +224,7 @@ fn everything_is_kept_across_a_stop_and_a_power_cut() {
         messi.request(&format!("SEND GROUP MESSAGE {token} group1 dua")).unwrap();
         messi.request(&format!("JOIN GROUP {token} tim rahasia")).unwrap();
         messi.request(&format!("SEND FILE {token} henderson a.txt QUJD")).unwrap();
+        messi.request(&format!("SEND FILE {token} henderson b.bin {large}")).unwrap();
         messi.request("REGISTER pele santos12").unwrap();
         messi.request(&format!("CHANGE PASSWORD {token} surabaya malang-raya")).unwrap();
         if is_power_cut {
@@ -237,6 +239,8 @@ fn everything_is_kept_across_a_stop_and_a_power_cut() {
         assert_eq!(texts_of(&inbox, "messi"), ["dua"]);
         let file = client.request(&format!("DOWNLOAD FILE {reader} messi a.txt")).unwrap();
         assert_eq!(file["data"], "QUJD");
+        let file = client.request(&format!("DOWNLOAD FILE {reader} messi b.bin")).unwrap();
+        assert_eq!(file["data"], *large);
         let groups = client.request(&format!("MY GROUP {token}")).unwrap();
         assert_eq!(groups["data"]["tim"], serde_json::json!(["henderson", "messi"]));
         client.request("AUTH pele santos12").unwrap();
@@ -261,10 +265,11 @@ fn a_group_file_is_stored_once_however_many_members_there_are() {
     let data = tempfile::tempdir().unwrap();
     let server = Server::demo(data.path(), &[]);
     let (mut messi, token) = server.login("messi");
-    messi.request(&format!("SEND GROUP FILE {token} group1 a.txt QUJD")).unwrap();
+    let content = "QUJD".repeat(10_000);
+    messi.request(&format!("SEND GROUP FILE {token} group1 a.bin {content}")).unwrap();
     for name in ["henderson", "lineker"] {
         let (mut member, token) = server.login(name);
-        assert_eq!(member.request(&format!("DOWNLOAD FILE {token} messi a.txt")).unwrap()["data"], "QUJD");
+        assert_eq!(member.request(&format!("DOWNLOAD FILE {token} messi a.bin")).unwrap()["data"], *content);
     }
     assert_eq!(files_below(&data.path().join("files")), 1);
 }
@@ -665,14 +670,15 @@ fn a_shortage_of_file_descriptors_is_said_and_passes() {
         busy += usize::from(start.starts_with(br#"{"status":"ERROR","#));
     }
     assert!(busy > 0, "64 descriptors were enough for 30 downloads on 30 connections");
-    let refused = messi.request(&format!("SEND FILE {token} messi kecil.txt QUJD")).unwrap_err();
+    let sedang = "QUJD".repeat(10_000);
+    let refused = messi.request(&format!("SEND FILE {token} messi sedang.bin {sedang}")).unwrap_err();
     assert_eq!(refused.to_string(), "server sibuk, coba lagi");
     // This one cannot even be accepted yet.
     let mut waiting = server.client();
     waiting.send(b"PING").unwrap();
     drop(readers);
     waiting.reply().unwrap();
-    messi.request(&format!("SEND FILE {token} messi kecil.txt QUJD")).unwrap();
+    messi.request(&format!("SEND FILE {token} messi sedang.bin {sedang}")).unwrap();
 }
 
 #[test]
@@ -730,7 +736,7 @@ fn stored_files_are_not_given_up_for_a_journal_that_is_lost() {
     let path = data.path().to_str().unwrap();
     let server = Server::demo(data.path(), &[]);
     let (mut messi, token) = server.login("messi");
-    messi.request(&format!("SEND FILE {token} messi a.txt QUJD")).unwrap();
+    messi.request(&format!("SEND FILE {token} messi a.bin {}", "QUJD".repeat(10_000))).unwrap();
     server.stop();
     let files = files_below(&data.path().join("files"));
     fs::remove_dir_all(data.path().join("journal")).unwrap();
@@ -743,7 +749,8 @@ fn deleted_bytes_go_without_another_change_though_syncs_are_rare() {
     let data = tempfile::tempdir().unwrap();
     let server = Server::demo(data.path(), &["--sync", "interval"]);
     let (mut messi, token) = server.login("messi");
-    messi.request(&format!("SEND FILE {token} messi a.txt QUJD")).unwrap();
+    messi.request(&format!("SEND FILE {token} messi a.txt {}", "QUJD".repeat(10_000))).unwrap();
+    assert_eq!(files_below(&data.path().join("files")), 1);
     messi.request(&format!("DELETE FILE {token} messi a.txt")).unwrap();
     // About a second; a test that hangs is ended by whoever runs it.
     while files_below(&data.path().join("files")) > 0 {

@@ -50,8 +50,9 @@ impl Workers for Memory {
             }
             Job::File(FileJob::Store(transfer, file)) => {
                 let content = self.uploads.remove(&transfer).expect("what is stored was begun");
+                let sum = crc32c::crc32c(&content);
                 assert!(self.files.insert(file, content).is_none(), "a file id was given twice");
-                report(Completion::File(FileDone::Stored(transfer)));
+                report(Completion::File(FileDone::Stored(transfer, sum)));
             }
             Job::File(FileJob::Read { transfer, file, offset, bytes }) => {
                 let start = usize::try_from(offset).expect("small");
@@ -87,11 +88,13 @@ fuzz_target!(|data: &[u8]| {
         line_bytes_max: 120,
         discard_bytes_max: 400,
         file_bytes_max: 300,
+        small_file_bytes_max: 20,
         user_bytes_max: 700,
         mailbox_messages_max: 5,
         inbox_messages_max: 3,
         requests_per_turn_max: 3,
         read_bytes_per_turn_max: 64,
+        bytes_per_turn_max: 100,
         output_bytes_high: 200,
         uploads_max: 2,
         ..Limits::default()

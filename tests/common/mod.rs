@@ -13,7 +13,7 @@ use std::path::Path;
 use kurir::aligned::BLOCK_BYTES;
 use kurir::change::{FileId, Lsn, Place};
 use kurir::checkpoint::{self, Checkpoint};
-use kurir::compaction::{Compacted, CompactionJob, Compactor};
+use kurir::compaction::{Compacted, CompactionJob, Compactor, Needed};
 use kurir::connection::ConnectionId;
 use kurir::data;
 use kurir::engine::{Completion, Engine, Job, Registration};
@@ -69,6 +69,7 @@ pub(crate) struct MemoryDisk {
     pub(crate) compactions: usize,
     pub(crate) recycled: usize,
     pub(crate) relocated: usize,
+    pub(crate) relocated_files: usize,
     is_strict: bool,
 }
 
@@ -96,6 +97,7 @@ impl MemoryDisk {
             compactions: 0,
             recycled: 0,
             relocated: 0,
+            relocated_files: 0,
             is_strict: false,
         }
     }
@@ -169,6 +171,13 @@ impl MemoryDisk {
         Ok(out)
     }
 
+    /// The small file at a place.
+    pub(crate) fn content(&self, place: Place) -> Vec<u8> {
+        let job = TextsJob { connection: ConnectionId::default(), places: vec![place] };
+        let record = self.read(&job).expect("the segment of a file that is listed is there");
+        texts::content(&record, self.layout.salt, place).expect("a file that is listed can be read").to_owned()
+    }
+
     /// The text of the message at a place.
     pub(crate) fn text(&self, place: Place) -> String {
         let job = TextsJob { connection: ConnectionId::default(), places: vec![place] };
@@ -225,7 +234,9 @@ impl MemoryDisk {
         let (journal, checkpoints) = (data::journal(root.path()), data::checkpoints(root.path()));
         let compactor = Compactor { journal, checkpoints: checkpoints.clone(), layout: self.layout };
         let compacted = compactor.run(job).expect("what was synced can be read");
-        self.relocated += compacted.relocations.len();
+        let files = compacted.relocations.iter().filter(|moved| matches!(moved.needed, Needed::File(_))).count();
+        self.relocated += compacted.relocations.len() - files;
+        self.relocated_files += files;
         let number = compacted.checkpoint.expect("there is room").number;
         self.checkpoints.insert(number, fs::read(checkpoint::path(&checkpoints, number)).unwrap());
         compacted
@@ -317,8 +328,10 @@ impl MemoryWorkers {
             }
             FileJob::Store(transfer, file) => {
                 let content = self.uploads.remove(&transfer).flatten();
-                self.files.insert(file, content.expect("an upload that is stored was begun"));
-                Some(FileDone::Stored(transfer))
+                let content = content.expect("an upload that is stored was begun");
+                let sum = crc32c::crc32c(&content);
+                self.files.insert(file, content);
+                Some(FileDone::Stored(transfer, sum))
             }
             FileJob::Forget(transfer) => {
                 self.uploads.remove(&transfer);
@@ -343,6 +356,11 @@ impl MemoryWorkers {
                 None
             }
         }
+    }
+
+    /// What a download reads from, once it is open.
+    pub(crate) fn opened(&self, transfer: TransferId) -> Option<&Vec<u8>> {
+        self.downloads.get(&transfer)
     }
 
     /// Forgets what was under way, as a process does that ends.
