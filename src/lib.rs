@@ -17,8 +17,9 @@
 //! | what there is | [`state`], [`mailbox`], and [`change`], the only way in which they change |
 //! | where it is kept | [`store`] (all of it), [`data`] (the directory), [`log`] and [`tail`] (the journal in memory), [`journal`], [`segment`] and [`record`] (on the disk), [`texts`], [`files`] |
 //! | how it comes back | [`recovery`], [`checkpoint`] and [`snapshot`] (what is in one), [`salvage`] (from a damaged journal) |
-//! | how the disk is kept small | [`upkeep`] (when), [`compaction`], [`space`] |
-//! | how it runs | [`engine`] (the turn), `serve` (a connection's share of it), `service` (what all share), [`connection`], [`buffer`], [`transfer`] (files as streams) |
+//! | how the disk is kept small | [`upkeep`] (when), [`usage`] (what is still needed), [`compaction`], [`space`] |
+//! | how it runs | [`engine`] (the turn), `serve` (a connection's share of it), `service` (what all share), [`connection`], [`buffer`] |
+//! | how files come and go | [`content`] (base64), [`upload`], [`download`], [`transfer`] (what both share), [`files`] (on the disk) |
 //! | what it runs on | [`net`] (sockets, signals, the clock), [`threads`], [`password`], [`local`] (no sockets at all) |
 //! | its bounds | [`limits`] |
 //! | how it is used | [`cli`], [`admin`], [`check`], [`backup`], [`client`] |
