@@ -44,25 +44,28 @@ pub struct Report {
 /// A record that is needed and cannot be read.
 #[derive(Debug)]
 struct Lost {
-    what: LostRecord,
+    what: Needed,
+    /// Whose mailbox it is, or what the file is called.
+    name: Box<str>,
     path: PathBuf,
     byte: u64,
 }
 
+/// What a record is needed for.
 #[derive(Debug)]
-enum LostRecord {
+enum Needed {
     /// A message that waits.
-    Message { user: UserId, name: Box<str>, id: u64, sent: Lsn },
+    Message { user: UserId, id: u64, sent: Lsn },
     /// A small file that is listed.
-    File { file: FileId, name: Box<str> },
+    File(FileId),
 }
 
 impl Lost {
     /// What makes it as if it had never been.
     fn change(&self) -> Change<'_> {
         match self.what {
-            LostRecord::Message { user, sent, .. } => Change::Delivered { user, first: sent, last: sent },
-            LostRecord::File { file, .. } => Change::FileLost { file },
+            Needed::Message { user, sent, .. } => Change::Delivered { user, first: sent, last: sent },
+            Needed::File(file) => Change::FileLost { file },
         }
     }
 }
@@ -260,17 +263,17 @@ fn describe(found: &Found, journal: &Path, checkpoints: &Path) -> Result<Vec<Dam
 
 /// Reads every message that waits, and every small file.
 fn lost_records(found: &Found, journal: &Path) -> Vec<Lost> {
-    let mut needed: Vec<(Place, LostRecord)> = Vec::new();
-    for (user, mailbox) in found.state.mailboxes() {
-        let name = found.state.user(user).map(|user| user.name.clone()).unwrap_or_default();
+    let state = &found.state;
+    let mut needed: Vec<(Place, Needed)> = Vec::new();
+    for (user, mailbox) in state.mailboxes() {
         let message = |entry: &Entry| {
             let (id, sent) = (entry.id(mailbox.last_id()), entry.sent());
-            (entry.place(), LostRecord::Message { user, name: name.clone(), id, sent })
+            (entry.place(), Needed::Message { user, id, sent })
         };
         needed.extend(mailbox.entries().iter().map(message));
     }
-    needed.extend(found.state.files().filter_map(|(file, stored)| match stored.kept {
-        Kept::Journal(place) => Some((place, LostRecord::File { file, name: stored.name.clone() })),
+    needed.extend(state.files().filter_map(|(file, stored)| match stored.kept {
+        Kept::Journal(place) => Some((place, Needed::File(file))),
         Kept::Apart { .. } => None,
     }));
     needed.sort_by_key(|(place, _)| *place);
@@ -285,8 +288,13 @@ fn lost_records(found: &Found, journal: &Path) -> Vec<Lost> {
         let places: Vec<Place> = some.iter().map(|(place, _)| *place).collect();
         for ((place, what), record) in some.into_iter().zip(reader.read_each(&places)) {
             if record.is_none() {
+                let name = match what {
+                    Needed::Message { user, .. } => state.user(user).map(|user| user.name.clone()),
+                    Needed::File(file) => state.file(file).map(|stored| stored.name.clone()),
+                };
                 let path = Layout::path(journal, found.layout.segment(place.lsn));
-                lost.push(Lost { what, path, byte: found.layout.offset(place.lsn) });
+                let byte = found.layout.offset(place.lsn);
+                lost.push(Lost { what, name: name.unwrap_or_default(), path, byte });
             }
         }
     }
@@ -385,11 +393,11 @@ impl fmt::Display for Report {
         for damage in damage {
             writeln!(f, "{word}: {damage}")?;
         }
-        for Lost { what, path, byte } in lost {
+        for Lost { what, name, path, byte } in lost {
             write!(f, "{word}: {} byte {byte}: ", path.display())?;
             match what {
-                LostRecord::Message { name, id, .. } => writeln!(f, "message {id} in the mailbox of {name}")?,
-                LostRecord::File { name, .. } => writeln!(f, "the file {name}")?,
+                Needed::Message { id, .. } => writeln!(f, "message {id} in the mailbox of {name}")?,
+                Needed::File(_) => writeln!(f, "the file {name}")?,
             }
         }
         for FileProblem { path, bytes, found, .. } in files {
