@@ -260,6 +260,8 @@ fn a_backup_is_what_was_there_whatever_happens_meanwhile_and_after() {
     let server = Server::demo(&data, &SMALL);
     let mut lineker = User::new(&server, "lineker");
     lineker.client.request(&format!("SEND FILE {} messi a.txt QUJD", lineker.token)).unwrap();
+    let large = "QUJD".repeat(10_000);
+    lineker.client.request(&format!("SEND FILE {} messi b.bin {large}", lineker.token)).unwrap();
     let mut messi = User::new(&server, "messi");
     messi.send("SEND MESSAGE", "lineker", 3000);
     let busy: Vec<_> = ["henderson", "messi"]
@@ -296,8 +298,10 @@ fn a_backup_is_what_was_there_whatever_happens_meanwhile_and_after() {
         messi.send("SEND MESSAGE", "henderson", 4000);
         henderson.read();
     }
-    lineker.client.request(&format!("DELETE FILE {} messi a.txt", lineker.token)).unwrap();
-    messi.client.request(&format!("DELETE FILE {} lineker a.txt", messi.token)).unwrap();
+    for name in ["a.txt", "b.bin"] {
+        lineker.client.request(&format!("DELETE FILE {} messi {name}", lineker.token)).unwrap();
+        messi.client.request(&format!("DELETE FILE {} lineker {name}", messi.token)).unwrap();
+    }
     server.stop();
     for (_, to) in &places {
         let checked = output(&["check", to]);
@@ -306,6 +310,8 @@ fn a_backup_is_what_was_there_whatever_happens_meanwhile_and_after() {
         let mut lineker = User::new(&server, "lineker");
         let file = lineker.client.request(&format!("DOWNLOAD FILE {} messi a.txt", lineker.token)).unwrap();
         assert_eq!(file["data"], "QUJD");
+        let file = lineker.client.request(&format!("DOWNLOAD FILE {} messi b.bin", lineker.token)).unwrap();
+        assert_eq!(file["data"], *large);
         assert_eq!(lineker.read(), 3000);
         // A copy that goes on changes nothing of the others.
         User::new(&server, "messi").send("SEND MESSAGE", "lineker", 4000);
@@ -448,6 +454,85 @@ fn a_damaged_text_is_told_to_whoever_asks_and_repaired_alone() {
     assert_eq!(check(data, false).0, Some(0));
     let server = Server::demo(data, &SMALL);
     assert_eq!(read + User::new(&server, "henderson").read(), 4999);
+}
+
+/// The base64 of a small file that is like no other.
+fn small_file(number: usize, round: usize) -> String {
+    let piece = format!("{number:04}{round:04}");
+    piece.repeat(800)
+}
+
+/// What lineker gets of so many small files; none for one that is refused.
+fn download_small_files(server: &Server, count: usize) -> Vec<Option<String>> {
+    let mut lineker = User::new(server, "lineker");
+    let download = |number| {
+        let reply = lineker.client.request(&format!("DOWNLOAD FILE {} messi f{number}", lineker.token));
+        reply.ok().map(|file| file["data"].as_str().unwrap().to_owned())
+    };
+    (0..count).map(download).collect()
+}
+
+fn send_small_files(server: &Server, count: usize, round: usize) {
+    let mut messi = User::new(server, "messi");
+    for number in 0..count {
+        let content = small_file(number, round);
+        messi.client.request(&format!("SEND FILE {} lineker f{number} {content}", messi.token)).unwrap();
+    }
+}
+
+#[test]
+fn small_files_that_are_replaced_take_no_more_room_and_old_ones_are_moved() {
+    const OLD: usize = 20;
+    const ROUNDS: usize = 40;
+    let root = tempfile::tempdir().unwrap();
+    let data = root.path();
+    let server = Server::demo(data, &SMALL);
+    send_small_files(&server, 2 * OLD, 0);
+    // Those that stand between them are sent again and again.
+    for round in 1..=ROUNDS {
+        send_small_files(&server, OLD, round);
+    }
+    // A file here takes as much as some twenty messages.
+    assert_bounded(data, 2 * OLD * 20, "after many replacements");
+    assert_eq!(bytes_below(&data.join("files")), 0, "none has a file of its own");
+    let expected = |number: usize| Some(small_file(number, if number < OLD { ROUNDS } else { 0 }));
+    let expected: Vec<_> = (0..2 * OLD).map(expected).collect();
+    assert!(download_small_files(&server, 2 * OLD) == expected);
+    server.kill();
+    let server = Server::demo(data, &SMALL);
+    assert!(download_small_files(&server, 2 * OLD) == expected);
+    server.stop();
+    assert_eq!(check(data, false).0, Some(0));
+}
+
+#[test]
+fn a_damaged_small_file_is_told_to_whoever_asks_and_repaired_alone() {
+    const FILES: usize = 200;
+    let root = tempfile::tempdir().unwrap();
+    let data = root.path();
+    let server = Server::demo(data, &SMALL);
+    send_small_files(&server, FILES, 0);
+    server.stop();
+    // Its segment is covered by a checkpoint by now, so that what is damaged is found when it is asked for.
+    flip(&data.join("journal/0000000001.log"), 100_000);
+    let server = Server::demo(data, &SMALL);
+    let lost: Vec<usize> = (0..)
+        .zip(download_small_files(&server, FILES))
+        .filter_map(|(number, file)| file.is_none().then_some(number))
+        .collect();
+    assert_eq!(lost.len(), 1, "{lost:?}");
+    server.stop();
+    let (code, said) = check(data, false);
+    assert_eq!(code, Some(1));
+    assert!(said.contains(&format!("the file f{}", lost[0])), "{said}");
+    let (code, said) = check(data, true);
+    assert_eq!(code, Some(0), "{said}");
+    assert_eq!(said.matches("dropped: ").count(), 1, "{said}");
+    assert_eq!(check(data, false).0, Some(0));
+    let server = Server::demo(data, &SMALL);
+    let mut lineker = User::new(&server, "lineker");
+    let files = lineker.client.request(&format!("MY FILE {}", lineker.token)).unwrap();
+    assert_eq!(files["data"]["messi"].as_array().unwrap().len(), FILES - 1);
 }
 
 /// What `/proc` says of a process, in KiB.
