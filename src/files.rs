@@ -392,6 +392,28 @@ mod tests {
     }
 
     #[test]
+    fn what_is_in_memory_is_read_without_waiting_and_what_is_not_may_not_be() {
+        let (directory, _) = store();
+        let path = directory.path().join("file");
+        fs::write(&path, [7; 100_000]).unwrap();
+        let file = File::open(&path).unwrap();
+        file.sync_all().unwrap();
+        // Where the system follows this advice, nothing of it is in memory then.
+        rustix::fs::fadvise(&file, 0, None, Advice::DontNeed).unwrap();
+        let mut block = [0; 50_000];
+        match read_cached(&file, 0, &mut block) {
+            Ok(count) => assert!(block[..count].iter().all(|byte| *byte == 7)),
+            Err(error) => assert_eq!(error.kind(), ErrorKind::WouldBlock),
+        }
+        file.read_exact_at(&mut [0; 100_000], 0).unwrap();
+        match read_cached(&file, 60_000, &mut block) {
+            Ok(count) => assert_eq!((count, block[39_999]), (40_000, 7)),
+            // A file system may not know how to say.
+            Err(error) => assert_eq!(error.kind(), ErrorKind::WouldBlock),
+        }
+    }
+
+    #[test]
     fn a_file_that_is_removed_during_a_download_is_delivered_whole() {
         let (_directory, mut store) = store();
         upload(&mut store, 1, 9, &[b"abcdef"]);

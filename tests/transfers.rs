@@ -233,6 +233,67 @@ fn uploads_at_once_keep_the_quota_together_and_are_told_at_once() {
 }
 
 #[test]
+fn a_turn_serves_requests_first_and_transfers_in_turn_within_its_budget() {
+    const UPLOADS: usize = 8;
+    const SHARE: usize = 64 * 1024;
+    let limits =
+        Limits { read_bytes_per_turn_max: SHARE as u64, bytes_per_turn_max: 2 * SHARE as u64, ..Limits::default() };
+    let mut memory = Memory::new(limits);
+    memory.local.engine.set_block_bytes(30_000);
+    let uploads: Vec<(ConnectionId, Vec<u8>)> = (0..UPLOADS)
+        .map(|number| {
+            let (mut line, id) = (memory.line(&number.to_string(), &content(600_000)), memory.open());
+            let rest = line.split_off(40_000);
+            assert_eq!(memory.send(id, [&*line]), "");
+            (id, rest)
+        })
+        .collect();
+    for (id, rest) in &uploads {
+        memory.local.send(*id, rest);
+    }
+    let begun: usize = memory.local.workers.uploaded().iter().sum();
+    let pinger = memory.open();
+    for turn in 1..=UPLOADS / 2 {
+        memory.local.send(pinger, b"PING\n");
+        memory.local.turn().unwrap();
+        assert_eq!(memory.local.received(pinger), OK.as_bytes(), "a request waits for no transfer");
+        let moved = memory.local.workers.uploaded().iter().sum::<usize>() - begun;
+        assert!(moved <= turn * 2 * SHARE, "{moved} bytes in {turn} turns");
+    }
+    // Each has had its share by now, and none a second one before the last had its first.
+    let uploaded = memory.local.workers.uploaded();
+    let (least, most) = (uploaded.iter().min().unwrap(), uploaded.iter().max().unwrap());
+    assert!(uploaded.len() == UPLOADS && *least > begun / UPLOADS && most - least <= SHARE, "{uploaded:?}");
+    memory.local.settle().unwrap();
+    for (id, _) in uploads {
+        assert_eq!(memory.send(id, []), OK);
+    }
+}
+
+#[test]
+fn a_download_goes_on_as_it_was_though_its_file_is_replaced() {
+    for (bytes, small_file_bytes_max) in [(400_000, 0), (9_000, 0), (9_000, 16 * 1024)] {
+        let mut memory = Memory::new(Limits { small_file_bytes_max, ..Limits::default() });
+        let (before, sender) = (memory.line("a.bin", &content(bytes)), memory.open());
+        assert_eq!(memory.send(sender, [&*before]), OK);
+        let reader = memory.open();
+        memory.local.set_output_room(reader, 1_000);
+        let line = format!("DOWNLOAD FILE {} messi a.bin\n", memory.tokens[1]);
+        let mut reply = memory.send(reader, [line.as_bytes()]);
+        assert_eq!(reply.len(), 1_000);
+        let after = memory.line("a.bin", b"lain");
+        assert_eq!(memory.send(sender, [&*after]), OK);
+        assert_eq!(memory.downloaded("a.bin").unwrap(), b"lain");
+        memory.local.set_output_room(reader, usize::MAX);
+        reply += &memory.send(reader, []);
+        memory.local.settle().unwrap();
+        reply += &memory.send(reader, []);
+        let reply: serde_json::Value = serde_json::from_str(&reply).unwrap();
+        assert!(STANDARD.decode(reply["data"].as_str().unwrap()).unwrap() == content(bytes));
+    }
+}
+
+#[test]
 fn a_refusal_comes_with_the_head_of_the_line() {
     let mut memory = Memory::new(Limits::default());
     let id = memory.open();

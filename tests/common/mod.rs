@@ -358,6 +358,11 @@ impl MemoryWorkers {
         }
     }
 
+    /// How much of each upload has been written.
+    pub(crate) fn uploaded(&self) -> Vec<usize> {
+        self.uploads.values().flatten().map(Vec::len).collect()
+    }
+
     /// What a download reads from, once it is open.
     pub(crate) fn opened(&self, transfer: TransferId) -> Option<&Vec<u8>> {
         self.downloads.get(&transfer)
