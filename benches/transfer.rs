@@ -49,12 +49,28 @@ fn main() {
         Plan { sizes: vec![(KIB, 20_000), (MIB, 200)], large: GIB, rounds: 5, quiet: Duration::from_secs(2) }
     };
     let data = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    small(&plan, data.path());
     let server = Server::demo(&data.path().join("data"), &["--log", "warn"]);
     for (bytes, count) in &plan.sizes {
         let rounds: Vec<[f64; 4]> = (0..plan.rounds).map(|_| many(&server, data.path(), *bytes, *count)).collect();
         print_rates(&format!("{count} files of {} KiB", bytes / KIB), &rounds);
     }
     large(&server, data.path(), &plan);
+}
+
+/// What it brings that a small file is kept in the journal, by size; the two ways in turn.
+fn small(plan: &Plan, directory: &Path) {
+    let flags = [["--small-file-bytes-max", "64KiB"], ["--small-file-bytes-max", "0"]];
+    let more = ["--log", "warn", "--line-bytes-max", "256KiB", "--segment-bytes", "16MiB"];
+    let servers = flags.map(|flag| Server::demo(&directory.join(flag[1]), &[&flag[..], &more[..]].concat()));
+    for bytes in [KIB, 4 * KIB, 16 * KIB, 64 * KIB] {
+        let count = plan.sizes[0].1 / 10;
+        let rounds: Vec<[f64; 2]> = (0..plan.rounds)
+            .map(|_| servers.each_ref().map(|server| send_many(server, bytes, count) * MIB as f64 / bytes as f64))
+            .collect();
+        let [journal, apart] = [0, 1].map(|column| median(rounds.iter().map(|round| round[column])));
+        println!("{} KiB: {journal:.0} files/s kept in the journal, {apart:.0} in files of their own", bytes / KIB);
+    }
 }
 
 fn print_rates(what: &str, rounds: &[[f64; 4]]) {
@@ -87,23 +103,12 @@ fn mib_per_second(bytes: usize, since: Instant) -> f64 {
 
 /// Many files of one size, up, down, by `dd`, and their base64 over a bare connection.
 fn many(server: &Server, directory: &Path, bytes: usize, count: usize) -> [f64; 4] {
-    let content = content(bytes);
-    let encoded = STANDARD.encode(&content);
-    let ahead = if bytes < MIB { AHEAD } else { 1 };
+    let up = send_many(server, bytes, count);
+    let encoded = STANDARD.encode(content(bytes));
     let (mut client, token) = server.login("messi");
     let stream = client.stream();
     let started = Instant::now();
-    for numbers in (0..count).collect::<Vec<_>>().chunks(ahead) {
-        let lines: String =
-            numbers.iter().map(|number| format!("SEND FILE {token} messi f{number} {encoded}\n")).collect();
-        stream.write_all(lines.as_bytes()).unwrap();
-        for _ in numbers {
-            assert_eq!(read_reply(stream), b"{\"status\":\"OK\"}");
-        }
-    }
-    let up = mib_per_second(bytes * count, started);
-    let started = Instant::now();
-    for numbers in (0..count).collect::<Vec<_>>().chunks(ahead) {
+    for numbers in (0..count).collect::<Vec<_>>().chunks(ahead(bytes)) {
         let lines: String = numbers.iter().map(|number| format!("DOWNLOAD FILE {token} messi f{number}\n")).collect();
         stream.write_all(lines.as_bytes()).unwrap();
         for _ in numbers {
@@ -115,6 +120,28 @@ fn many(server: &Server, directory: &Path, bytes: usize, count: usize) -> [f64; 
     let down = mib_per_second(bytes * count, started);
     let by_dd = dd(directory, bytes, 20.min(count));
     [up, down, by_dd, bare_loopback(bytes * count)]
+}
+
+fn ahead(bytes: usize) -> usize {
+    if bytes < MIB { AHEAD } else { 1 }
+}
+
+/// Files of one size, up, on one connection.
+fn send_many(server: &Server, bytes: usize, count: usize) -> f64 {
+    let encoded = STANDARD.encode(content(bytes));
+    let (mut client, token) = server.login("messi");
+    let stream = client.stream();
+    let started = Instant::now();
+    for numbers in (0..count).collect::<Vec<_>>().chunks(ahead(bytes)) {
+        let lines: String =
+            numbers.iter().map(|number| format!("SEND FILE {token} messi f{number} {encoded}\n")).collect();
+        // The answers to what is sent are far smaller than what a socket takes.
+        stream.write_all(lines.as_bytes()).unwrap();
+        for _ in numbers {
+            assert_eq!(read_reply(stream), b"{\"status\":\"OK\"}");
+        }
+    }
+    mib_per_second(bytes * count, started)
 }
 
 /// One byte at a time would be slow, and more than a reply must not be read: so a little is read, and the rest looked at.
