@@ -7,7 +7,7 @@ use crate::change::{Target, UserId};
 
 /// Decoded bytes that are handled at once: of an upload, what is written to the disk together, and of a download, what one
 /// peer's write buffer holds. A multiple of three, so that every block of a download but the last encodes without padding.
-pub const BLOCK_BYTES: usize = 64 * 1024 / 3 * 3;
+pub const BLOCK_BYTES: usize = 48 * 1024;
 
 /// What an upload is, but for its content.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -2,8 +2,8 @@
 //!
 //! A small file comes whole with its line and goes into the journal at once, without any of this (see
 //! [`crate::command::handle`]). Every other one, known by its line being too long for a small file, is written to the disk
-//! while it comes, and listed once all of it is durable there. An upload holds one block that it fills, and at most one that
-//! is being written; while both are full, its peer is not read.
+//! while it comes, and listed once all of it is durable there. An upload holds one block that it fills, and a few that
+//! are being written; while all are full, its peer is not read.
 
 use crate::command;
 use crate::connection::{Connection, Phase};
@@ -13,11 +13,15 @@ use crate::files::{FileJob, TransferId};
 use crate::refusal::Refusal;
 use crate::serve::Step;
 use crate::service::{Service, Storing};
-use crate::transfer::Envelope;
+use crate::transfer::{BLOCK_BYTES, Envelope};
 use crate::verb::Spec;
 
 /// What its connection reads at once.
 pub(crate) const READ_BYTES: usize = 64 * 1024;
+/// Blocks on their way to the disk at once. With one, the disk would wait for the loop to fill the next as often as the loop
+/// waits for the disk.
+const BLOCKS_OUT_MAX: usize = 3;
+const _: () = assert!(READ_BYTES + (BLOCKS_OUT_MAX + 1) * BLOCK_BYTES <= 256 * 1024);
 
 /// A file on its way in.
 #[derive(Debug)]
@@ -33,8 +37,8 @@ pub struct Upload {
     block: Vec<u8>,
     /// Decoded bytes in all; they are counted among what is incoming.
     pub(crate) bytes: u64,
-    /// A block is on its way to the disk.
-    is_writing: bool,
+    /// Blocks that are on their way to the disk.
+    blocks_out: usize,
     /// The end of the line has been seen.
     pub(crate) is_complete: bool,
 }
@@ -42,14 +46,14 @@ pub struct Upload {
 impl Upload {
     /// A block is on the disk; its memory is used again.
     pub(crate) fn appended(&mut self, spare: Vec<u8>) {
-        self.is_writing = false;
+        self.blocks_out -= 1;
         if self.block.capacity() == 0 {
             self.block = spare;
         }
     }
 
     fn send_block(&mut self, host: &mut impl Host) {
-        self.is_writing = true;
+        self.blocks_out += 1;
         let block = std::mem::take(&mut self.block);
         host.submit(Job::File(FileJob::Append(self.transfer, block)));
     }
@@ -70,7 +74,7 @@ impl Service {
             content: ContentReader::default(),
             block: Vec::new(),
             bytes: 0,
-            is_writing: false,
+            blocks_out: 0,
             is_complete: false,
         }));
     }
@@ -104,7 +108,7 @@ pub(crate) fn step(connection: &mut Connection, service: &mut Service, host: &mu
         return store(connection, service, host);
     }
     if upload.block.len() >= block_bytes {
-        if upload.is_writing {
+        if upload.blocks_out >= BLOCKS_OUT_MAX {
             return Step::Waiting;
         }
         upload.send_block(host);

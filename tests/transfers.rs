@@ -125,7 +125,7 @@ proptest! {
     fn a_large_file_comes_whole_in_any_chunks(
         bytes in 20_000usize..200_000,
         chunks in proptest::collection::vec(prop_oneof![1usize..50, 1_000usize..40_000], 1..20),
-        block in prop_oneof![3usize..3_000, Just(65_535usize)],
+        block in prop_oneof![3usize..3_000, Just(49_152usize)],
     ) {
         let mut memory = Memory::new(Limits::default());
         memory.local.engine.set_block_bytes(block);
