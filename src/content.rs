@@ -54,14 +54,14 @@ impl ContentError {
     }
 }
 
-/// Decodes a whole content, which stands before a line end or the end of the stream.
+/// Decodes a whole content, up to and with its line end.
 ///
 /// # Errors
 /// [`ContentError`]
 pub fn decode(line: &[u8], out: &mut Vec<u8>) -> Result<(), ContentError> {
     let mut reader = ContentReader::default();
     reader.read(line, out)?;
-    reader.finish()
+    if reader.is_ended() { Ok(()) } else { Err(ContentError::Missing) }
 }
 
 /// How many bytes a content decodes to, if it is one.
@@ -123,18 +123,6 @@ impl ContentReader {
             taken += 1;
         }
         Ok(taken)
-    }
-
-    /// Ends the content where the stream ends.
-    ///
-    /// # Errors
-    /// [`ContentError`]
-    pub fn finish(&mut self) -> Result<(), ContentError> {
-        if self.place != Place::Ended {
-            self.decoder.finish()?;
-            self.place = Place::Ended;
-        }
-        Ok(())
     }
 
     /// The whole content has been read.
@@ -219,8 +207,7 @@ mod tests {
             let end = (taken + cut).min(line.len());
             taken += reader.read(&line[taken..end], &mut out)?;
         }
-        reader.finish()?;
-        Ok((out, taken))
+        if reader.is_ended() { Ok((out, taken)) } else { Err(ContentError::Missing) }
     }
 
     fn whole(line: &str) -> Result<Vec<u8>, ContentError> {
@@ -229,11 +216,14 @@ mod tests {
 
     #[test]
     fn blanks_and_the_line_end_are_not_content() {
-        for line in ["QUJD\n", " QUJD\r\n", "  QUJD  \r\n", "QUJD"] {
+        for line in ["QUJD\n", " QUJD\r\n", "  QUJD  \r\n"] {
             assert_eq!(whole(line), Ok(b"ABC".to_vec()), "{line:?}");
         }
-        for line in [" \n", "\r\n", "", "   "] {
+        for line in [" \n", "\r\n", "\n", "   \n"] {
             assert_eq!(whole(line), Ok(Vec::new()), "{line:?}");
+        }
+        for line in ["QUJD", "QUJD ", "QUJD\r", "", "   "] {
+            assert_eq!(whole(line), Err(ContentError::Missing), "{line:?}");
         }
     }
 

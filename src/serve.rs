@@ -205,7 +205,11 @@ fn handle_line(
     match request::parse(line, connection.peer.audience()) {
         Ok(request) => {
             let content = request.content_at.and_then(|at| whole.get(at..));
-            let small = content.filter(|content| content::decoded_bytes(content) <= service.limits.small_file_bytes());
+            // Without its line end it may be an upload that broke off, and is told so like any other.
+            let is_small = |content: &&[u8]| {
+                content.ends_with(b"\n") && content::decoded_bytes(content) <= service.limits.small_file_bytes()
+            };
+            let small = content.filter(is_small);
             service.answer(connection, request.spec, host, |context| command::handle(context, &request, small));
             match (request.content_at, &connection.phase) {
                 (Some(content_at), Phase::Upload(_)) => content_at,
