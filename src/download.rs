@@ -57,6 +57,13 @@ impl Download {
         usize::try_from(self.bytes - self.sent).unwrap_or(block_bytes).min(block_bytes)
     }
 
+    /// Has the next block read from the disk.
+    fn have_read(&mut self, block_bytes: usize, host: &mut impl Host) {
+        self.is_reading = true;
+        let (transfer, file, offset, bytes) = (self.transfer, self.file, self.sent, self.next_bytes(block_bytes));
+        host.submit(Job::File(FileJob::Read { transfer, file, offset, bytes }));
+    }
+
     /// Writes a block. Only the last may have a size that is no multiple of three.
     fn write(&mut self, block: &[u8], out: &mut Vec<u8>) {
         if !self.is_begun {
@@ -93,7 +100,7 @@ impl Service {
             return self.refuse(connection, Refusal::ServerBusy, Some(spec));
         }
         let transfer = self.next_transfer(connection.id);
-        connection.phase = Phase::Download(Box::new(Download {
+        let mut download = Download {
             transfer,
             spec,
             file,
@@ -105,7 +112,10 @@ impl Service {
             is_begun: false,
             is_reading: false,
             lsn,
-        }));
+        };
+        // At once, so that it is open before anything can remove it.
+        download.have_read(self.block_bytes, host);
+        connection.phase = Phase::Download(Box::new(download));
     }
 
     /// Ends a download, whole or not.
@@ -191,29 +201,25 @@ pub(crate) fn step(
     if download.is_reading {
         return Ok(Step::Waiting);
     }
-    if download.is_begun && download.sent == download.bytes {
+    if download.sent == download.bytes {
         return end(connection, service, host);
     }
-    if !connection.write.is_empty() && download.is_begun {
+    if !connection.write.is_empty() {
         return Ok(Step::Waiting);
     }
-    let (transfer, file, offset) = (download.transfer, download.file, download.sent);
     let bytes = download.next_bytes(service.block_bytes);
-    if download.is_begun {
-        service.scratch.resize(service.block_bytes, 0);
-        let block = service.scratch.get_mut(..bytes).unwrap_or_default();
-        let count = host.read_stored(transfer, offset, block).unwrap_or(0);
-        // What is left of the block may not be in memory.
-        let count = if count < bytes { count / 3 * 3 } else { bytes };
-        if count > 0 {
-            download.write(&block[..count], connection.write.out());
-            connection.write.seal(service.log.unsettled_at(download.lsn));
-            return Ok(Step::Sent(count as u64));
-        }
+    service.scratch.resize(service.block_bytes, 0);
+    let block = service.scratch.get_mut(..bytes).unwrap_or_default();
+    let count = host.read_stored(download.transfer, download.sent, block).unwrap_or(0);
+    // What is left of the block may not be in memory.
+    let count = if count < bytes { count / 3 * 3 } else { bytes };
+    if count == 0 {
+        download.have_read(service.block_bytes, host);
+        return Ok(Step::Waiting);
     }
-    download.is_reading = true;
-    host.submit(Job::File(FileJob::Read { transfer, file, offset, bytes }));
-    Ok(Step::Waiting)
+    download.write(&block[..count], connection.write.out());
+    connection.write.seal(service.log.unsettled_at(download.lsn));
+    Ok(Step::Sent(count as u64))
 }
 
 /// All is in the write buffer or beyond.
