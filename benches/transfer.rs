@@ -50,11 +50,13 @@ fn main() {
     };
     let data = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     small(&plan, data.path());
-    let server = Server::demo(&data.path().join("data"), &["--log", "warn"]);
+    let server = Server::demo(&data.path().join("data"), &["--log", "warn", "--user-files-max", "100000"]);
     for (bytes, count) in &plan.sizes {
         let rounds: Vec<[f64; 4]> = (0..plan.rounds).map(|_| many(&server, data.path(), *bytes, *count)).collect();
         print_rates(&format!("{count} files of {} KiB", bytes / KIB), &rounds);
     }
+    drop(server);
+    let server = Server::demo(&data.path().join("large"), &["--log", "warn"]);
     large(&server, data.path(), &plan);
 }
 
@@ -216,7 +218,7 @@ fn large(server: &Server, directory: &Path, plan: &Plan) {
     let piece = content(PIECE_BYTES);
     let (mut rates, mut latencies) = (Vec::new(), Vec::new());
     let quiet = while_sending(server, || thread::sleep(plan.quiet));
-    let before = memory_peak(server);
+    let before = memory_kib(server, "VmRSS:");
     for _ in 0..plan.rounds {
         let (mut up, mut down) = (0.0, 0.0);
         let during_up = while_sending(server, || up = upload(server, &piece, plan.large));
@@ -224,10 +226,12 @@ fn large(server: &Server, directory: &Path, plan: &Plan) {
         latencies.push([during_up, during_down]);
         rates.push([up, down, dd(directory, plan.large, 1), bare_loopback(plan.large)]);
     }
-    let growth = memory_peak(server) - before;
+    let growth = memory_kib(server, "VmHWM:").saturating_sub(before);
     print_rates(&format!("a file of {} MiB", plan.large / MIB), &rates);
     let p99 = |index: usize| median(latencies.iter().map(|both: &[f64; 2]| both[index]));
-    println!("peak memory of the server before, and its growth: {before} KiB, {growth} KiB");
+    println!(
+        "memory of the server before (VmRSS), and what its peak (VmHWM) is above that: {before} KiB, {growth} KiB"
+    );
     println!(
         "p99 of another client's SEND MESSAGE: {quiet:.2} ms without, {:.2} ms during the upload, {:.2} ms during the download",
         p99(0),
@@ -298,8 +302,8 @@ fn while_sending(server: &Server, work: impl FnOnce()) -> f64 {
     sender.join().unwrap()
 }
 
-fn memory_peak(server: &Server) -> u64 {
+fn memory_kib(server: &Server, field: &str) -> u64 {
     let status = fs::read_to_string(format!("/proc/{}/status", server.process())).unwrap();
-    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
-    peak.trim().trim_end_matches(" kB").parse().unwrap()
+    let memory = status.lines().find_map(|line| line.strip_prefix(field)).unwrap();
+    memory.trim().trim_end_matches(" kB").parse().unwrap()
 }

@@ -64,11 +64,14 @@ impl ReadBuffer {
         &mut self.bytes[self.filled..]
     }
 
-    /// Takes so much memory, if there is less.
-    pub fn reserve(&mut self, bytes: usize) {
-        if self.bytes.len() < bytes {
-            self.bytes.resize(bytes, 0);
+    /// Takes so much memory, no less, and no more as soon as what is pending lets it.
+    pub fn fit(&mut self, bytes: usize) {
+        if self.bytes.len() == bytes {
+            return;
         }
+        self.move_to_front();
+        self.bytes.resize(bytes.max(self.filled), 0);
+        self.bytes.shrink_to_fit();
     }
 
     /// Counts `count` bytes of what [`Self::room`] gave as filled.
@@ -146,13 +149,17 @@ impl ReadBuffer {
 
     /// Moves what is pending to the front; if that does not give room enough, takes twice the memory.
     fn make_room(&mut self) {
+        self.move_to_front();
+        if self.bytes.len() - self.filled < READ_ROOM_MIN {
+            self.bytes.resize((self.bytes.len() * 2).max(READ_BYTES_START), 0);
+        }
+    }
+
+    fn move_to_front(&mut self) {
         self.bytes.copy_within(self.consumed..self.filled, 0);
         self.filled -= self.consumed;
         self.scanned -= self.consumed;
         self.consumed = 0;
-        if self.bytes.len() - self.filled < READ_ROOM_MIN {
-            self.bytes.resize((self.bytes.len() * 2).max(READ_BYTES_START), 0);
-        }
     }
 
     fn invariants(&self) {
@@ -351,6 +358,20 @@ mod tests {
         buffer.consume(1);
         assert!(buffer.release().is_some());
         assert!(!buffer.has_memory());
+    }
+
+    #[test]
+    fn a_buffer_that_has_grown_fits_again_and_loses_nothing() {
+        let mut buffer = ReadBuffer::default();
+        fill(&mut buffer, &[b'x'; 100_000]);
+        buffer.consume(30_000);
+        buffer.fit(1_000);
+        assert_eq!(buffer.pending(), [b'x'; 70_000]);
+        buffer.consume(69_500);
+        buffer.fit(1_000);
+        assert_eq!((buffer.pending(), buffer.bytes.capacity()), (&[b'x'; 500][..], 1_000));
+        fill(&mut buffer, b"y");
+        assert_eq!(buffer.pending().last(), Some(&b'y'));
     }
 
     #[test]

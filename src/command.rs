@@ -532,12 +532,17 @@ pub fn check_size(
     counted: u64,
 ) -> Result<(), Refusal> {
     let &Envelope { from, to, ref name } = sent;
-    let replaced = state.file_replaced_bytes(from, to, name);
-    let by_user = known(state, from)?.sent_bytes.saturating_sub(replaced) + incoming.of(from) - counted;
+    let replaced = state.file_replaced(from, to, name);
+    let is_one_more = replaced.is_none();
+    let replaced = replaced.map_or(0, |file| file.bytes);
+    let sender = known(state, from)?;
+    let by_user = sender.sent_bytes.saturating_sub(replaced) + incoming.of(from) - counted;
     let by_all = state.files_bytes().saturating_sub(replaced) + incoming.bytes() - counted;
     if bytes > limits.file_bytes_max {
         Err(Refusal::FileTooLarge(limits.file_bytes_max))
-    } else if by_user.saturating_add(bytes) > limits.user_bytes_max {
+    } else if by_user.saturating_add(bytes) > limits.user_bytes_max
+        || (is_one_more && sender.sent_files >= limits.user_files_max)
+    {
         Err(Refusal::QuotaFull)
     } else if by_all.saturating_add(bytes) > limits.files_bytes_max {
         Err(Refusal::StorageFull)

@@ -78,7 +78,11 @@ pub fn decoded_bytes(line: &[u8]) -> usize {
 pub struct ContentReader {
     place: Place,
     decoder: Decoder,
+    blanks: usize,
 }
+
+/// More blanks than anybody puts around a content: they decode to nothing, so no limit of a file would end them.
+const BLANKS_MAX: usize = 1024;
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Place {
@@ -121,6 +125,10 @@ impl ContentReader {
                 }
             };
             taken += 1;
+            self.blanks += 1;
+            if self.blanks > BLANKS_MAX {
+                return Err(ContentError::Base64);
+            }
         }
         Ok(taken)
     }
@@ -222,6 +230,9 @@ mod tests {
         for line in [" \n", "\r\n", "\n", "   \n"] {
             assert_eq!(whole(line), Ok(Vec::new()), "{line:?}");
         }
+        let many = |blanks: usize| format!("{}QUJD\n", " ".repeat(blanks));
+        assert_eq!(whole(&many(1000)), Ok(b"ABC".to_vec()));
+        assert_eq!(whole(&many(1100)), Err(ContentError::Base64), "blanks without end are refused");
         for line in ["QUJD", "QUJD ", "QUJD\r", "", "   "] {
             assert_eq!(whole(line), Err(ContentError::Missing), "{line:?}");
         }

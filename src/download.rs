@@ -127,7 +127,10 @@ impl Service {
     fn begin_small_download(&mut self, connection: &mut Connection, small: SmallDownload, host: &mut impl Host) {
         let record = self.log.record(small.place).and_then(|record| record.get(record::HEADER_BYTES..));
         match record.and_then(|body| Change::decode(body)?.content()) {
-            Some(content) => write_small(connection, &small, content),
+            Some(content) => {
+                write_small(connection, &small, content);
+                self.given_bytes += content.len() as u64;
+            }
             None => {
                 host.submit(Job::Texts(TextsJob { connection: connection.id, places: vec![small.place] }));
                 connection.phase = Phase::SmallDownload(Box::new(small));
@@ -148,6 +151,7 @@ impl Service {
         let record = read.as_deref().unwrap_or_default();
         if let Some(content) = texts::content(record, self.log.layout().salt, small.place) {
             write_small(connection, small, content);
+            self.given_bytes += content.len() as u64;
             return connection.write.seal(self.log.unsettled_at(small.lsn));
         }
         let &SmallDownload { spec, file, place, .. } = small;
@@ -177,6 +181,7 @@ impl Service {
         let Phase::Download(download) = &mut connection.phase else { return };
         download.is_reading = false;
         download.write(block, connection.write.out());
+        self.given_bytes += block.len() as u64;
         connection.write.seal(self.log.unsettled_at(download.lsn));
     }
 }
@@ -219,7 +224,8 @@ pub(crate) fn step(
     }
     download.write(&block[..count], connection.write.out());
     connection.write.seal(service.log.unsettled_at(download.lsn));
-    Ok(Step::Sent(count as u64))
+    service.given_bytes += count as u64;
+    Ok(Step::Done)
 }
 
 /// All is in the write buffer or beyond.

@@ -296,7 +296,10 @@ impl Engine {
     /// Serves requests first, and then files with what is left of the turn's bytes, but never with less than one connection's
     /// share. What is left over, and what is put on the queue from now on, has its turn in the next one.
     fn serve_queued(&mut self, host: &mut impl Host) {
-        let mut bytes_left = self.service.limits.bytes_per_turn_max;
+        // What helper threads have read was given out before.
+        let given = std::mem::take(&mut self.service.given_bytes);
+        let mut bytes_left = self.service.limits.bytes_per_turn_max.saturating_sub(given);
+        bytes_left = bytes_left.max(self.service.limits.read_bytes_per_turn_max);
         for _ in 0..self.run_queue.requests.len() {
             let Some(id) = self.run_queue.requests.pop_front_if(|_| bytes_left > 0) else { break };
             self.serve(id, &mut bytes_left, host);

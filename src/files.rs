@@ -234,7 +234,10 @@ impl FileStore {
         remove(self.incoming(transfer))?;
         match error.kind() {
             _ if is_busy(&error) => Ok(FileDone::Busy(transfer)),
-            ErrorKind::StorageFull | ErrorKind::QuotaExceeded => Ok(FileDone::DiskFull(transfer)),
+            // The file system, or the process, may not have files of that size.
+            ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge => {
+                Ok(FileDone::DiskFull(transfer))
+            }
             _ => Err(FileError { path: self.incoming(transfer), error }),
         }
     }
@@ -266,7 +269,11 @@ impl FileStore {
         }
         fs::rename(self.incoming(transfer), &place)?;
         self.uploads.remove(&transfer);
-        data::sync(&directory)?;
+        if let Err(error) = data::sync(&directory) {
+            // Nobody will be told of it, so it is nobody's.
+            fs::remove_file(&place)?;
+            return Err(error);
+        }
         Ok(sum)
     }
 

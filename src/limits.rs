@@ -85,6 +85,10 @@ pub struct Limits {
     #[arg(long, env = "KURIR_USER_BYTES_MAX", value_name = "BYTES", value_parser = bytes, default_value = "10GiB")]
     pub user_bytes_max: u64,
 
+    /// How many files that is; an empty one takes room too
+    #[arg(long, env = "KURIR_USER_FILES_MAX", value_name = "N", default_value_t = 10_000)]
+    pub user_files_max: usize,
+
     /// All stored files together
     #[arg(long, env = "KURIR_FILES_BYTES_MAX", value_name = "BYTES", value_parser = bytes, default_value = "1TiB")]
     pub files_bytes_max: u64,
@@ -180,6 +184,7 @@ impl Default for Limits {
             file_bytes_max: GIB,
             small_file_bytes_max: 16 * KIB,
             user_bytes_max: 10 * GIB,
+            user_files_max: 10_000,
             files_bytes_max: TIB,
             uploads_max: 256,
             downloads_max: 256,

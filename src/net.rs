@@ -19,7 +19,7 @@ use mio::{Events, Interest, Poll, Registry, Token, Waker};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use signal_hook::consts::{SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook_mio::v1_0::Signals;
-use socket2::{Domain, Protocol, Type};
+use socket2::{Domain, Protocol, SockRef, TcpKeepalive, Type};
 use tracing::{debug, info, warn};
 
 use crate::admin::{self, AdminError};
@@ -341,6 +341,10 @@ impl Listener {
                 if let Err(error) = stream.set_nodelay(true) {
                     debug!(%error, "a connection is as slow as its system makes it");
                 }
+                // A peer that vanished without a word would keep what it had begun for ever.
+                if let Err(error) = SockRef::from(&stream).set_tcp_keepalive(&keepalive()) {
+                    debug!(%error, "a connection whose peer vanishes is not found out");
+                }
                 Ok((Socket::Tcp(stream), Peer::Address(address.ip())))
             }
             ListenerSocket::Admin(socket) => Ok((Socket::Unix(socket.accept()?.0), Peer::Admin)),
@@ -470,6 +474,11 @@ impl Host for Net {
     fn read_stored(&mut self, transfer: TransferId, offset: u64, into: &mut [u8]) -> io::Result<usize> {
         files::read_cached(self.threads.opened(transfer)?, offset, into)
     }
+}
+
+/// A peer that says nothing is asked whether it is still there, and given up when it is not within about two minutes.
+fn keepalive() -> TcpKeepalive {
+    TcpKeepalive::new().with_time(Duration::from_secs(60)).with_interval(Duration::from_secs(15)).with_retries(4)
 }
 
 /// Milliseconds since 1970, UTC.

@@ -50,9 +50,14 @@ pub(crate) fn serve_within_budget(
             if connection.write.backlog() > backlog_max {
                 return Ok(Stop::Waiting);
             }
-            match step(connection, service, host)? {
+            let step = step(connection, service, host)?;
+            let given = std::mem::take(&mut service.given_bytes);
+            *bytes_left = bytes_left.saturating_sub(given);
+            if given > 0 && *bytes_left == 0 {
+                return Ok(Stop::Budget);
+            }
+            match step {
                 Step::Done => requests_left -= 1,
-                Step::Sent(bytes) => *bytes_left = bytes_left.saturating_sub(bytes),
                 Step::Waiting => return Ok(Stop::Waiting),
                 Step::Starved => break,
             }
@@ -103,7 +108,7 @@ fn fill(
         connection.read.adopt(spare_buffers.pop().unwrap_or_default());
     }
     if matches!(connection.phase, Phase::Upload(_)) {
-        connection.read.reserve(upload::READ_BYTES);
+        connection.read.fit(upload::READ_BYTES);
     }
     match host.read(connection.id, connection.read.room()) {
         Ok(0) => {
@@ -127,8 +132,6 @@ fn fill(
 pub(crate) enum Step {
     /// Something was done, and there may be more.
     Done,
-    /// So many bytes of a file were put into the write buffer, and there may be more.
-    Sent(u64),
     /// A completion or room to write must come first.
     Waiting,
     /// More bytes must come first.

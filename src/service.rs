@@ -43,6 +43,8 @@ pub(crate) struct Service {
     pub(crate) uploads: usize,
     /// The bytes of uploads that are not stored yet.
     pub(crate) incoming: Incoming,
+    /// Bytes of files that were put into write buffers, until they are counted against the turn.
+    pub(crate) given_bytes: u64,
     /// What is handled at once of a file.
     pub(crate) block_bytes: usize,
     /// Memory for the block of a file that is handled now.
@@ -85,6 +87,7 @@ impl Service {
             transfers: HashMap::new(),
             uploads: 0,
             incoming: Incoming::default(),
+            given_bytes: 0,
             block_bytes: BLOCK_BYTES,
             scratch: Vec::new(),
             storing: HashMap::new(),

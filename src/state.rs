@@ -76,6 +76,8 @@ pub struct User {
     pub files: BTreeMap<Box<str>, BTreeMap<Box<str>, Vec<FileId>>>,
     /// The size of what it has sent and that somebody still lists.
     pub sent_bytes: u64,
+    /// How many files those are.
+    pub sent_files: usize,
 }
 
 impl User {
@@ -88,6 +90,7 @@ impl User {
             groups: BTreeSet::new(),
             files: BTreeMap::new(),
             sent_bytes: 0,
+            sent_files: 0,
         }
     }
 }
@@ -279,11 +282,10 @@ impl State {
         self.user(user)?.files.get(party)?.get(name)?.last().copied()
     }
 
-    /// The size of the file that one of this origin would replace.
+    /// The file that one of this origin would replace.
     #[must_use]
-    pub fn file_replaced_bytes(&self, from: UserId, to: Target, name: &str) -> u64 {
-        let replaced = self.files_by_origin.get(&(from, to, name.into()));
-        replaced.and_then(|file| self.files.get(file)).map_or(0, |file| file.bytes)
+    pub fn file_replaced(&self, from: UserId, to: Target, name: &str) -> Option<&StoredFile> {
+        self.files.get(self.files_by_origin.get(&(from, to, name.into()))?)
     }
 
     /// The size of all stored files.
@@ -533,6 +535,7 @@ impl State {
         }
         if let Some(sender) = self.user_mut(from) {
             sender.sent_bytes = sender.sent_bytes.saturating_add(bytes);
+            sender.sent_files += 1;
         }
         if let Kept::Journal(place) = kept {
             self.usage.add_file(place);
@@ -602,6 +605,7 @@ impl State {
         self.files_bytes = self.files_bytes.saturating_sub(freed.bytes);
         if let Some(sender) = self.user_mut(freed.from) {
             sender.sent_bytes = sender.sent_bytes.saturating_sub(freed.bytes);
+            sender.sent_files = sender.sent_files.saturating_sub(1);
         }
         let origin = (freed.from, freed.to, freed.name);
         if self.files_by_origin.get(&origin) == Some(&file) {
@@ -692,6 +696,7 @@ impl State {
                 self.files_next = self.files_next.max(file.0.saturating_add(1));
                 if let Some(sender) = self.user_mut(*from) {
                     sender.sent_bytes = sender.sent_bytes.saturating_add(*bytes);
+                    sender.sent_files += 1;
                 }
                 self.files_bytes = self.files_bytes.saturating_add(*bytes);
                 if *is_current {

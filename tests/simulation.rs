@@ -69,6 +69,7 @@ fn clients_and_the_model_agree_whatever_the_network_does() {
         assert!(seen.broken > 500, "{seen:?}");
         assert!(seen.files > 200, "{seen:?}");
         assert!(seen.downloads > 200, "{seen:?}");
+        assert!(seen.dropped > 50, "{seen:?}");
         assert!(seen.refused > 100, "{seen:?}");
         assert!(seen.cut_short > 40, "{seen:?}");
         assert!(seen.failed_syncs > 30, "{seen:?}");
@@ -93,6 +94,8 @@ struct Seen {
     broken: usize,
     files: usize,
     downloads: usize,
+    /// Files that somebody took off a list.
+    dropped: usize,
     refused: usize,
     /// INBOX replies of which only a part got out.
     cut_short: usize,
@@ -122,6 +125,7 @@ impl Seen {
         self.broken += other.broken;
         self.files += other.files;
         self.downloads += other.downloads;
+        self.dropped += other.dropped;
         self.refused += other.refused;
         self.cut_short += other.cut_short;
         self.failed_syncs += other.failed_syncs;
@@ -162,8 +166,9 @@ enum Asked {
     Login(usize),
     Message { to: Vec<usize>, text: String },
     Inbox(usize),
-    File { from: usize, to: usize, name: String },
+    File { from: usize, to: Vec<usize>, name: String },
     Download { user: usize, party: usize, name: String },
+    Drop,
     Backup,
     Other,
 }
@@ -472,7 +477,7 @@ impl World {
     fn request_of(&mut self, user: usize, token: &str) -> (String, Asked) {
         let other = self.random.below(USERS.len());
         self.sent += 1;
-        match self.random.below(20) {
+        match self.random.below(22) {
             0..=7 => {
                 let filler = "x".repeat(self.random.below(60));
                 let text = format!("m{} {filler}x", self.sent);
@@ -496,7 +501,26 @@ impl World {
                 let name = format!("f{}", self.random.below(4));
                 let request = format!("SEND FILE {token} {} {name} {}", USERS[other], STANDARD.encode(&content));
                 self.model.contents.insert((user, other, name.clone(), content));
-                (request, Asked::File { from: user, to: other, name })
+                (request, Asked::File { from: user, to: vec![other], name })
+            }
+            20 => {
+                // Stored once for all, and gone with the last who drops it.
+                let bytes = [0, 40, 2_000][self.random.below(3)];
+                let content: Vec<u8> = (0..bytes).map(|_| self.random.next().to_le_bytes()[0]).collect();
+                let name = ["f0", "dropped0", "dropped1"][self.random.below(3)].to_owned();
+                let request = format!("SEND GROUP FILE {token} {GROUP} {name} {}", STANDARD.encode(&content));
+                let to: Vec<usize> = (0..3).filter(|member| *member != user).collect();
+                for receiver in &to {
+                    self.model.contents.insert((user, *receiver, name.clone(), content.clone()));
+                }
+                // Whether it is there in the end depends on who drops it when.
+                let to = if name == "f0" && user < 3 { to } else { Vec::new() };
+                (request, Asked::File { from: user, to, name })
+            }
+            21 => {
+                let name = format!("dropped{}", self.random.below(2));
+                let party = if self.random.one_in(3) { GROUP } else { USERS[other] };
+                (format!("DELETE FILE {token} {party} {name}"), Asked::Drop)
             }
             17 => {
                 let name = format!("f{}", self.random.below(4));
@@ -758,9 +782,12 @@ impl World {
             Asked::Inbox(user) if is_ok => self.received(user, reply),
             Asked::File { from, to, name } if is_ok => {
                 self.seen.files += 1;
-                self.model.soft_files.push((self.workers.disk.written, (from, to, name.clone())));
-                self.model.files.insert((from, to, name));
+                for to in to {
+                    self.model.soft_files.push((self.workers.disk.written, (from, to, name.clone())));
+                    self.model.files.insert((from, to, name.clone()));
+                }
             }
+            Asked::Drop if is_ok => self.seen.dropped += 1,
             Asked::Download { user, party, name } if is_ok => {
                 self.seen.downloads += 1;
                 let data = STANDARD.decode(reply["data"].as_str().unwrap()).unwrap();
@@ -768,7 +795,12 @@ impl World {
                 assert!(was_sent(user, party) || was_sent(party, user), "a file came back that nobody sent so");
             }
             Asked::Backup => self.backup_begun(reply),
-            Asked::Login(_) | Asked::Inbox(_) | Asked::File { .. } | Asked::Download { .. } | Asked::Other => {}
+            Asked::Login(_)
+            | Asked::Inbox(_)
+            | Asked::File { .. }
+            | Asked::Download { .. }
+            | Asked::Drop
+            | Asked::Other => {}
         }
     }
 

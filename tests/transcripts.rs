@@ -95,6 +95,7 @@ transcripts! {
     token
     unknown_request
     uploads_at_once
+    user_files
     user_removed
 }
 
