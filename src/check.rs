@@ -45,8 +45,8 @@ pub struct Report {
 #[derive(Debug)]
 struct Lost {
     what: Needed,
-    /// Whose mailbox it is, or what the file is called.
-    name: Box<str>,
+    /// Whose mailbox it is, or what the file is called and who sent it.
+    name: String,
     path: PathBuf,
     byte: u64,
 }
@@ -74,6 +74,9 @@ impl Lost {
 #[derive(Debug)]
 struct FileProblem {
     file: FileId,
+    name: Box<str>,
+    /// Who sent it; nobody knows of one whose account is gone.
+    from: Box<str>,
     path: PathBuf,
     bytes: u64,
     found: FileFound,
@@ -288,9 +291,12 @@ fn lost_records(found: &Found, journal: &Path) -> Vec<Lost> {
         let places: Vec<Place> = some.iter().map(|(place, _)| *place).collect();
         for ((place, what), record) in some.into_iter().zip(reader.read_each(&places)) {
             if record.is_none() {
+                let of = |user| state.user(user).map_or("", |user| &*user.name);
                 let name = match what {
-                    Needed::Message { user, .. } => state.user(user).map(|user| user.name.clone()),
-                    Needed::File(file) => state.file(file).map(|stored| stored.name.clone()),
+                    Needed::Message { user, .. } => Some(of(user).to_owned()),
+                    Needed::File(file) => {
+                        state.file(file).map(|stored| format!("{} from {}", stored.name, of(stored.from)))
+                    }
                 };
                 let path = Layout::path(journal, found.layout.segment(place.lsn));
                 let byte = found.layout.offset(place.lsn);
@@ -313,7 +319,8 @@ fn file_problems(directory: &DataDirectory, state: &State) -> Vec<FileProblem> {
             Ok((_, found)) if sum.is_some_and(|sum| sum != found) => FileFound::OtherBytes,
             Ok(_) => return None,
         };
-        Some(FileProblem { file, path, bytes, found })
+        let from = state.user(stored.from).map(|user| user.name.clone()).unwrap_or_default();
+        Some(FileProblem { file, name: stored.name.clone(), from, path, bytes, found })
     };
     let mut files: Vec<FileProblem> = state.files().filter_map(problem).collect();
     files.sort_by(|a, b| a.path.cmp(&b.path));
@@ -400,13 +407,13 @@ impl fmt::Display for Report {
                 Needed::File(_) => writeln!(f, "the file {name}")?,
             }
         }
-        for FileProblem { path, bytes, found, .. } in files {
-            write!(f, "{word}: {}: ", path.display())?;
+        for FileProblem { name, from, path, bytes, found, .. } in files {
+            write!(f, "{word}: {}: the file {name} from {from}, {bytes} bytes", path.display())?;
             match found {
-                FileFound::Missing => writeln!(f, "a file of {bytes} bytes, which is missing")?,
-                FileFound::Size(found) => writeln!(f, "a file of {bytes} bytes, which has {found}")?,
-                FileFound::OtherBytes => writeln!(f, "a file of {bytes} bytes, which are not those that were stored")?,
-                FileFound::Unreadable(error) => writeln!(f, "a file of {bytes} bytes: {error}")?,
+                FileFound::Missing => writeln!(f, ", which is missing")?,
+                FileFound::Size(found) => writeln!(f, ", which has {found}")?,
+                FileFound::OtherBytes => writeln!(f, ", which are not those that were stored")?,
+                FileFound::Unreadable(error) => writeln!(f, ": {error}")?,
             }
         }
         if *is_torn {

@@ -55,7 +55,7 @@ enum Command {
         /// The data directory
         #[arg(env = "KURIR_DATA", value_name = "DIR", default_value = DATA_DEFAULT)]
         data: PathBuf,
-        /// Keep all that is good of a damaged journal or checkpoint, and put the damaged files aside
+        /// Keep all that is good of a damaged journal, checkpoint or stored file, and put what is damaged aside
         #[arg(long)]
         repair: bool,
     },

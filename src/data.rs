@@ -47,13 +47,13 @@ impl fmt::Display for DataError {
             Self::Foreign(path) => {
                 write!(
                     f,
-                    "{} is not a journal file of this version of kurir, or its beginning is damaged; if so, `kurir check --repair` mends it",
+                    "{} is not a journal file of this version of kurir, or its beginning is damaged; if so, `kurir check DIR --repair` mends it",
                     path.display()
                 )
             }
             Self::Damaged(path, byte) => write!(
                 f,
-                "{} is damaged at byte {byte}: what stood there had been synced; `kurir check --repair` keeps what is good",
+                "{} is damaged at byte {byte}: what stood there had been synced; `kurir check DIR --repair` keeps what is good",
                 path.display()
             ),
             Self::Missing(path) => write!(f, "{} is missing, and what is left of the journal needs it", path.display()),

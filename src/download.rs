@@ -25,7 +25,8 @@ pub struct Download {
     pub(crate) transfer: TransferId,
     /// How it was asked for.
     pub(crate) spec: &'static Spec,
-    file: FileId,
+    /// What is sent.
+    pub(crate) file: FileId,
     name: Box<str>,
     bytes: u64,
     /// The CRC-32C of all, where it is known, and of what is sent.
@@ -167,7 +168,7 @@ impl Service {
                 tracing::error!(
                     segment,
                     byte,
-                    "a small file cannot be read; stop the server and use `kurir check --repair`"
+                    "a small file cannot be read; stop the server and use `kurir check DIR --repair`"
                 );
                 self.refuse(connection, Refusal::NoSuchFile, Some(spec));
             }
@@ -234,7 +235,10 @@ fn end(connection: &mut Connection, service: &mut Service, host: &mut impl Host)
     service.forget_download(download.transfer, host);
     if download.sum.is_some_and(|sum| sum != download.sent_sum) {
         // Only the missing end of the reply can still say that it is not what was stored.
-        tracing::error!(file = download.file.0, "a stored file is damaged; `kurir check` says which");
+        tracing::error!(
+            file = download.file.0,
+            "a stored file is not what was stored; stop the server and use `kurir check DIR`"
+        );
         return Err(CloseReason::FileUnreadable);
     }
     reply::download_end(connection.write.out());

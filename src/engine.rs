@@ -434,8 +434,7 @@ impl Engine {
             FileDone::Busy(transfer) => self.transfer_refused(transfer, Refusal::ServerBusy, host),
             FileDone::Block(transfer, block) => self.download_block(transfer, &block),
             FileDone::Unreadable(transfer, failure) => {
-                error!(%failure, "a stored file could not be read");
-                self.download_unreadable(transfer, host);
+                self.download_unreadable(transfer, &failure, host);
             }
         }
     }
@@ -509,10 +508,12 @@ impl Engine {
         self.replied(id);
     }
 
-    fn download_unreadable(&mut self, transfer: TransferId, host: &mut impl Host) {
+    fn download_unreadable(&mut self, transfer: TransferId, failure: &io::Error, host: &mut impl Host) {
         let Some(id) = self.service.transfers.get(&transfer).copied() else { return };
         let Some(connection) = find(&mut self.connections, id) else { return };
         let Phase::Download(download) = &connection.phase else { return };
+        let file = download.file.0;
+        error!(%failure, file, "a stored file cannot be read; stop the server and use `kurir check DIR`");
         if !download.is_begun {
             return self.transfer_refused(transfer, Refusal::NoSuchFile, host);
         }

@@ -135,7 +135,7 @@ impl Service {
                     segment,
                     byte,
                     failure,
-                    "a message cannot be read; stop the server and use `kurir check --repair`"
+                    "a message cannot be read; stop the server and use `kurir check DIR --repair`"
                 );
                 self.refuse(connection, Refusal::MailboxUnreadable, Some(spec));
             }

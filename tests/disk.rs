@@ -392,7 +392,7 @@ fn a_damaged_checkpoint_is_found_and_repaired_from_what_is_left() {
         flip(&path, at);
         let started = output(&["serve", "--demo", "--listen", "127.0.0.1:0", "--data", data.to_str().unwrap()]);
         assert_eq!(started.status.code(), Some(2), "byte {at}");
-        assert!(text(&started.stderr).contains("kurir check --repair"), "{}", text(&started.stderr));
+        assert!(text(&started.stderr).contains("kurir check DIR --repair"), "{}", text(&started.stderr));
         assert_eq!(check(&data, false).0, Some(1), "byte {at}");
         // The journal is there from its beginning, so nothing is lost.
         let (code, said) = check(&data, true);
