@@ -192,9 +192,15 @@ impl Engine {
         self.connections.len()
     }
 
+    /// True when the next connection is one too many.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.connections.len() >= self.service.limits.connections_max
+    }
+
     /// Takes a new connection. One too many is told so and closed in the next turn; the administrator is never too many.
     pub fn open(&mut self, peer: Peer) -> ConnectionId {
-        let is_full = self.connections.len() >= self.service.limits.connections_max && peer != Peer::Admin;
+        let is_full = self.is_full() && peer != Peer::Admin;
         self.generation = self.generation.wrapping_add(1);
         let entry = self.connections.vacant_entry();
         let slot = u32::try_from(entry.key()).unwrap_or(u32::MAX);

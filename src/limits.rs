@@ -25,7 +25,7 @@ const SEGMENT_BYTES_MOST: u64 = GIB;
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Limits")]
 pub struct Limits {
-    /// Connections at once; lowered at start to what the file descriptor limit allows
+    /// Connections at once; this and transfers at once are lowered at start to what the file descriptor limit allows
     #[arg(long, env = "KURIR_CONNECTIONS_MAX", value_name = "N", default_value_t = 100_000)]
     pub connections_max: usize,
 

@@ -41,8 +41,11 @@ const EXIT_STOPPED_AT_ONCE: u8 = 1;
 const EVENTS_PER_TURN_MAX: usize = 1024;
 /// Connections that wait to be accepted, as far as the system lets them.
 const LISTEN_BACKLOG: i32 = 4096;
-/// File descriptors that are not for connections: listeners, the journal, files in transfer, and room to spare.
-const FILES_RESERVED: u64 = 640;
+/// File descriptors that are for neither connections nor transfers: listeners, the journal, checkpoints, connections that
+/// are turned away or the administrator's, and room to spare.
+const FILES_RESERVED: usize = 64;
+/// Connections accepted in a turn only to be turned away.
+const TURNED_AWAY_PER_TURN_MAX: usize = 8;
 /// How long an accept that failed for want of file descriptors is put off.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 /// The longest the loop sleeps, so that what depends on the clock alone happens.
@@ -172,7 +175,7 @@ impl Server {
     /// [`ServerError`], before anything was promised to anybody.
     pub fn start(options: ServerOptions) -> Result<Self, ServerError> {
         let ServerOptions { listen, data, registration, mut limits, is_demo, sync } = options;
-        limits.connections_max = limits.connections_max.min(connections_possible()?);
+        fit_to_file_limit(&mut limits)?;
         // A taken port leaves no data directory behind.
         let sockets = bind(&listen)?;
         let mut store = Store::open(&data, limits.segment_bytes, sync).map_err(ServerError::Store)?;
@@ -206,8 +209,9 @@ impl Server {
         let engine = Engine::new(limits, registration, state, log, holdings);
         let threads = Threads::start(StoreWorkers { disk, hasher }, sync, waker)
             .map_err(|error| ServerError::Setup("start a thread", error))?;
-        let connections_max = engine.limits().connections_max;
-        info!(?sync, connections_max, registration_open = registration.is_open, "serving");
+        let Limits { connections_max, uploads_max, downloads_max, .. } = *engine.limits();
+        let registration_open = registration.is_open;
+        info!(?sync, connections_max, uploads_max, downloads_max, registration_open, "serving");
         let net = Net { registry, sockets: Vec::new(), threads };
         Ok(Self { poll, signals, engine, listeners, net, admin_socket, is_stopping, _directory: directory })
     }
@@ -309,8 +313,10 @@ impl Server {
                 continue;
             }
             listener.retry_at = None;
+            let mut turned_away = 0;
             for _ in 0..self.engine.limits().accepts_per_turn_max {
-                if !listener.is_ready {
+                turned_away += usize::from(self.engine.is_full());
+                if !listener.is_ready || turned_away > TURNED_AWAY_PER_TURN_MAX {
                     break;
                 }
                 match listener.accept() {
@@ -547,17 +553,21 @@ fn watch(sockets: impl Iterator<Item = ListenerSocket>, registry: &Registry) -> 
     Ok(listeners)
 }
 
-/// Raises the file descriptor limit as far as it goes, and says how many connections that allows.
-fn connections_possible() -> Result<usize, ServerError> {
+/// Raises the file descriptor limit as far as it goes, and lowers what the limit does not allow: each connection takes a
+/// descriptor, and each transfer another. Some are left for the server's own work, which cannot go on without.
+fn fit_to_file_limit(limits: &mut Limits) -> Result<(), ServerError> {
     let Rlimit { maximum, current } = getrlimit(Resource::Nofile);
     if current != maximum {
         let raised = Rlimit { current: maximum, maximum };
         setrlimit(Resource::Nofile, raised)
             .map_err(|error| ServerError::Setup("raise the file limit", error.into()))?;
     }
-    let files = maximum.unwrap_or(u64::MAX);
-    let connections = files.saturating_sub(FILES_RESERVED).max(files / 2);
-    Ok(usize::try_from(connections).unwrap_or(usize::MAX))
+    let files = usize::try_from(maximum.unwrap_or(u64::MAX)).unwrap_or(usize::MAX);
+    let free = files - FILES_RESERVED.min(files / 2);
+    limits.uploads_max = limits.uploads_max.min(free / 4);
+    limits.downloads_max = limits.downloads_max.min(free / 4);
+    limits.connections_max = limits.connections_max.min(free - limits.uploads_max - limits.downloads_max);
+    Ok(())
 }
 
 /// True when nothing but this machine can reach the address.
