@@ -10,6 +10,7 @@ use crate::content;
 use crate::engine::{Host, Job};
 use crate::files::{self, FileJob, TransferId};
 use crate::inbox::TextsJob;
+use crate::log::Log;
 use crate::record;
 use crate::refusal::Refusal;
 use crate::reply;
@@ -77,6 +78,18 @@ impl Download {
     }
 }
 
+impl SmallDownload {
+    /// Writes the whole reply. Says how many bytes of the file are in it.
+    fn write(&self, connection: &mut Connection, content: &[u8], log: &Log) -> u64 {
+        let out = connection.write.out();
+        reply::download_start(out, &self.name, self.spec);
+        content::encode(content, out);
+        reply::download_end(out);
+        connection.write.seal(log.unsettled_at(self.lsn));
+        content.len() as u64
+    }
+}
+
 impl Service {
     /// Begins to give out a file, or gives it out.
     pub(crate) fn begin_download(
@@ -128,17 +141,12 @@ impl Service {
     fn begin_small_download(&mut self, connection: &mut Connection, small: SmallDownload, host: &mut impl Host) {
         let record = self.log.record(small.place).and_then(|record| record.get(record::HEADER_BYTES..));
         match record.and_then(|body| Change::decode(body)?.content()) {
-            Some(content) => {
-                write_small(connection, &small, content);
-                self.given_bytes += content.len() as u64;
-            }
+            Some(content) => self.given_bytes += small.write(connection, content, &self.log),
             None => {
                 host.submit(Job::Texts(TextsJob { connection: connection.id, places: vec![small.place] }));
                 connection.phase = Phase::SmallDownload(Box::new(small));
-                return;
             }
         }
-        connection.write.seal(self.log.unsettled_at(small.lsn));
     }
 
     /// Goes on with a small file whose record has been read.
@@ -151,9 +159,8 @@ impl Service {
     ) {
         let record = read.as_deref().unwrap_or_default();
         if let Some(content) = texts::content(record, self.log.layout().salt, small.place) {
-            write_small(connection, small, content);
-            self.given_bytes += content.len() as u64;
-            return connection.write.seal(self.log.unsettled_at(small.lsn));
+            self.given_bytes += small.write(connection, content, &self.log);
+            return;
         }
         let &SmallDownload { spec, file, place, .. } = small;
         match self.state.file(file) {
@@ -185,13 +192,6 @@ impl Service {
         self.given_bytes += block.len() as u64;
         connection.write.seal(self.log.unsettled_at(download.lsn));
     }
-}
-
-fn write_small(connection: &mut Connection, small: &SmallDownload, content: &[u8]) {
-    let out = connection.write.out();
-    reply::download_start(out, &small.name, small.spec);
-    content::encode(content, out);
-    reply::download_end(out);
 }
 
 /// Writes the next block once the last one is on its way to the peer.

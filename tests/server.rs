@@ -9,6 +9,7 @@ use std::fs;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
@@ -684,6 +685,40 @@ fn whatever_peers_hold_open_the_server_has_descriptors_for_its_own_work() {
     drop(others);
     messi.request(&format!("SEND FILE {token} messi sedang.bin {}", "QUJD".repeat(10_000))).unwrap();
     server.stop();
+}
+
+#[test]
+fn a_shortage_of_file_descriptors_is_said_and_passes() {
+    let data = tempfile::tempdir().unwrap();
+    let path = data.path().to_str().unwrap();
+    let mut shell = Command::new("sh");
+    shell.arg("-c").arg("ulimit -n 64; exec \"$0\" \"$@\"").arg(env!("CARGO_BIN_EXE_kurir"));
+    shell.args(["serve", "--demo", "--listen", "127.0.0.1:0", "--data", path]).stdout(std::process::Stdio::piped());
+    let server = Server::start(shell, 1);
+    let (mut messi, token) = server.login("messi");
+    let sedang = "QUJD".repeat(10_000);
+    messi.request(&format!("SEND FILE {token} messi ada.bin {sedang}")).unwrap();
+    // Nobody but the administrator can take all that there are.
+    let socket = data.path().join("admin.sock");
+    let administrators: Vec<_> = (0..64).map(|_| UnixStream::connect(&socket).unwrap()).collect();
+    for request in
+        [format!("SEND FILE {token} messi baru.bin {sedang}"), format!("DOWNLOAD FILE {token} messi ada.bin")]
+    {
+        // They are accepted a few at a time, and one for which there was no descriptor is tried again a little later.
+        let refused = (0..2000).find_map(|_| {
+            thread::sleep(Duration::from_millis(5));
+            messi.request(&request).err()
+        });
+        let refused = refused.expect("64 descriptors were enough for more");
+        assert_eq!(refused.to_string(), "server sibuk, coba lagi");
+    }
+    // This one cannot even be accepted yet.
+    let mut waiting = server.client();
+    waiting.send(b"PING").unwrap();
+    drop(administrators);
+    waiting.reply().unwrap();
+    messi.request(&format!("SEND FILE {token} messi baru.bin {sedang}")).unwrap();
+    messi.request(&format!("DOWNLOAD FILE {token} messi ada.bin")).unwrap();
 }
 
 #[test]

@@ -391,7 +391,7 @@ fn a_hundred_transfers_at_once_take_a_bounded_memory_each() {
     let uploads: Vec<TcpStream> = (0..TRANSFERS)
         .map(|number| {
             let mut stream = server.connect();
-            let line = format!("SEND FILE {token} messi {number} {}", "QUJD".repeat(75_000));
+            let line = format!("SEND FILE {token} messi {number} {}", "QUJD".repeat(500_000));
             stream.write_all(line.as_bytes()).unwrap();
             stream
         })
