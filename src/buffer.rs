@@ -143,6 +143,12 @@ impl ReadBuffer {
         !self.bytes.is_empty()
     }
 
+    /// The memory that it holds.
+    #[must_use]
+    pub fn held_bytes(&self) -> usize {
+        self.bytes.capacity()
+    }
+
     fn without_return(&self, line: Range<usize>) -> Range<usize> {
         if self.bytes[line.clone()].ends_with(b"\r") { line.start..line.end - 1 } else { line }
     }
@@ -271,6 +277,20 @@ impl WriteBuffer {
     #[must_use]
     pub fn has_memory(&self) -> bool {
         self.bytes.capacity() > 0
+    }
+
+    /// The memory that it holds.
+    #[must_use]
+    pub fn held_bytes(&self) -> usize {
+        self.bytes.capacity() + self.gates.capacity() * size_of::<Gate>()
+    }
+
+    /// Gives back the memory of its gates, where there were many and are none.
+    pub fn shrink(&mut self) {
+        const GATES_KEPT: usize = 8;
+        if self.gates.is_empty() && self.gates.capacity() > GATES_KEPT {
+            self.gates = VecDeque::new();
+        }
     }
 
     /// Bytes that are not written yet, whether they may be or not.

@@ -5,15 +5,19 @@
 //! file, which [`handle`] stores.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use sha2::{Digest, Sha256};
 
 use crate::change::{self, Change, FileId, GroupId, SessionId, Target, UserId};
 use crate::claims::Claims;
+use crate::clock::Clock;
 use crate::connection::Peer;
 use crate::content;
+use crate::failures::{Failures, Origin};
 use crate::limits::Limits;
 use crate::log::{DiskFull, Log, Need};
+use crate::mailbox::Entry;
 use crate::password::PasswordDone;
 use crate::refusal::Refusal;
 use crate::reply::Reply;
@@ -40,11 +44,19 @@ pub struct Context<'e> {
     /// The bounds.
     pub limits: &'e Limits,
     /// How often an address may register.
-    pub registrations: &'e mut Throttle,
+    pub registrations: &'e mut Throttle<IpAddr>,
+    /// How often a user, and an address, may make a group.
+    pub foundings: &'e mut (Throttle<UserId>, Throttle<IpAddr>),
+    /// Wrong passwords.
+    pub failures: &'e mut Failures,
+    /// Where work is added that no answer shows: bytes that were written for receivers.
+    pub work_bytes: &'e mut u64,
+    /// Whether the peer has shown a token that is good, or got one.
+    pub is_authorised: bool,
     /// Strangers may register.
     pub is_registration_open: bool,
-    /// Milliseconds since 1970, UTC.
-    pub now: u64,
+    /// The time.
+    pub now: Clock,
     /// The token that this connection used last in this turn.
     pub token: &'e mut LastToken,
     /// Uploads that are not stored yet.
@@ -93,8 +105,8 @@ pub enum Task {
     Inbox(UserId),
     /// A file to take in.
     Upload(Envelope),
-    /// A file to give out.
-    Download(FileId),
+    /// A file to give out, and to whom.
+    Download(UserId, FileId),
     /// A backup to be made: nothing goes from the disk until the connection ends.
     Hold,
 }
@@ -115,7 +127,12 @@ pub struct Pending {
     /// How it was asked for.
     pub spec: &'static Spec,
     step: Step,
+    tried: Option<Tried>,
 }
+
+/// A try to know a password: whose it is, if that is a name that can be.
+#[derive(Debug)]
+struct Tried(Option<Box<str>>);
 
 /// What is left to do once the password work is done.
 #[derive(Debug)]
@@ -164,7 +181,7 @@ pub fn handle<'e>(context: &'e mut Context<'_>, request: &Request<'_>, content: 
     match request.verb() {
         Verb::Ping => Ok(Outcome::Reply(Reply::Done)),
         Verb::Help => Ok(Outcome::Reply(Reply::Help(context.peer.audience()))),
-        Verb::Auth => Ok(login(context, request)),
+        Verb::Auth => login(context, request),
         Verb::Register => register(context, request),
         Verb::UserAdd => add_user(context, request),
         Verb::UserPassword => set_password(context, request),
@@ -207,7 +224,7 @@ fn handle_as<'e>(context: &'e mut Context<'_>, request: &Request<'_>, session: S
         Verb::MyFile => Ok(Outcome::Reply(Reply::Files(&known(context.state, user)?.files))),
         Verb::DownloadFile => {
             let listed = context.state.file_listed(user, parameter(1), parameter(2));
-            listed.map(|file| Outcome::Begin(Task::Download(file))).ok_or(Refusal::NoSuchFile)
+            listed.map(|file| Outcome::Begin(Task::Download(user, file))).ok_or(Refusal::NoSuchFile)
         }
         Verb::DeleteFile => delete_file(context, user, parameter(1), parameter(2)),
         Verb::Logout => context.shrink(&Change::SessionClosed { session }),
@@ -240,6 +257,9 @@ fn handle_as<'e>(context: &'e mut Context<'_>, request: &Request<'_>, session: S
 /// The [`Refusal`] to answer with; nothing has changed then.
 pub fn resume<'e>(context: &'e mut Context<'_>, pending: Pending, done: &PasswordDone) -> Handled<'e> {
     let hash = done.hash.as_deref();
+    if let Some(tried) = &pending.tried {
+        count_try(context, pending.spec, tried, done.passed)?;
+    }
     match pending.step {
         Step::Login { user, checked } => {
             let user = user.filter(|_| done.passed).ok_or(Refusal::WrongPassword)?;
@@ -251,6 +271,7 @@ pub fn resume<'e>(context: &'e mut Context<'_>, pending: Pending, done: &Passwor
         }
         Step::AddUser { name } => {
             check_name_is_free(context, &name)?;
+            check_users(context)?;
             let user = context.state.next_user();
             context.grow(&Change::UserAdded { user, name: &name, password_hash: hash.unwrap_or_default() })
         }
@@ -269,7 +290,7 @@ pub fn resume<'e>(context: &'e mut Context<'_>, pending: Pending, done: &Passwor
             context.grow(&Change::PasswordChanged { user, password_hash, keep: Some(session) })
         }
         Step::CreateGroup { user, name } => {
-            known(context.state, user)?;
+            check_groups(context, user)?;
             check_name_is_free(context, &name)?;
             let group = context.state.next_group();
             context.grow(&Change::GroupCreated { group, name: &name, owner: user, secret_hash: hash })
@@ -298,6 +319,7 @@ pub fn store<'e>(context: &'e mut Context<'_>, file: FileId, bytes: u64, sum: u3
         Target::Group(_) => return Err(Refusal::NotMember),
     }
     check_size(context.state, context.limits, context.incoming, sent, bytes, bytes)?;
+    *context.work_bytes += listing_bytes(context.state, sent);
     context.grow(&Change::FileStored { file, from, to, bytes, name, sum: Some(sum) })
 }
 
@@ -324,9 +346,11 @@ impl Context<'_> {
 /// The login that a token stands for. Its use is written down, but not each time.
 fn authorise(context: &mut Context<'_>, token: &str) -> Result<(SessionId, UserId), Refusal> {
     let id = context.token.session(token).ok_or(Refusal::InvalidToken)?;
-    let session = context.state.session(id, context.now).ok_or(Refusal::InvalidToken)?;
-    if context.now > session.used.saturating_add(SESSION_TOUCH_MS) {
-        let used = Change::SessionUsed { session: id, at: context.now };
+    let now = context.now.utc_ms;
+    let session = context.state.session(id, now).ok_or(Refusal::InvalidToken)?;
+    context.is_authorised = true;
+    if now > session.used.saturating_add(SESSION_TOUCH_MS) {
+        let used = Change::SessionUsed { session: id, at: now };
         // On a full disk the token works all the same, until the last use that was written down is too long ago.
         if context.make(&used, Need::Login) == Err(DiskFull) {
             tracing::debug!("the use of a token could not be written down");
@@ -372,14 +396,51 @@ const HEX_VALUES: [u8; 256] = {
     values
 };
 
-fn login<'e>(context: &Context<'_>, request: &Request<'_>) -> Outcome<'e> {
-    let user = context.state.user_named(request.parameter(0));
+fn login<'e>(context: &Context<'_>, request: &Request<'_>) -> Handled<'e> {
+    let (name, password) = (request.parameter(0), request.parameter(1));
+    let tried = Some(may_try(context, name)?);
+    let user = context.state.user_named(name);
     let hash = user.and_then(|user| context.state.user(user)).map(|account| account.password_hash.to_string());
-    Outcome::Begin(Task::Password(PasswordWork {
-        check: Some((request.parameter(1).to_owned(), hash.clone())),
+    Ok(Outcome::Begin(Task::Password(PasswordWork {
+        check: Some((password.to_owned(), hash.clone())),
         hash: None,
-        pending: Pending { spec: request.spec, step: Step::Login { user, checked: hash.unwrap_or_default() } },
-    }))
+        pending: Pending { spec: request.spec, step: Step::Login { user, checked: hash.unwrap_or_default() }, tried },
+    })))
+}
+
+/// Where a try to guess a password comes from. The administrator need not guess.
+fn origin(context: &Context<'_>) -> Option<Origin> {
+    let is_shared_count = context.peer.network_counted(context.limits).is_some();
+    context.peer.network().map(|network| Origin { network, is_shared_count })
+}
+
+/// A try that may be made now.
+fn may_try(context: &Context<'_>, name: &str) -> Result<Tried, Refusal> {
+    let account = is_name(name).then_some(name);
+    if let Some(origin) = origin(context) {
+        context.failures.check(origin, account, context.now.steady_ms).map_err(Refusal::Throttled)?;
+    }
+    Ok(Tried(account.map(Into::into)))
+}
+
+/// Counts what came of a try. One that others have made too early meanwhile is not answered: many at once must not get
+/// more answers than one after the other.
+fn count_try(context: &mut Context<'_>, spec: &'static Spec, tried: &Tried, passed: bool) -> Result<(), Refusal> {
+    let account = tried.0.as_deref();
+    let Some(origin) = origin(context) else { return Ok(()) };
+    let now = context.now.steady_ms;
+    context.failures.check(origin, account, now).map_err(Refusal::Throttled)?;
+    if let Some(account) = account.filter(|_| passed) {
+        context.failures.forgive(origin, account);
+        return Ok(());
+    }
+    context.failures.add(origin, account, context.limits, now);
+    // Whoever watches the log for these relies on the words; the name may be a password in the wrong place.
+    match spec.verb {
+        Verb::Auth => tracing::warn!(address = %context.peer, "login failed"),
+        _ => tracing::warn!(address = %context.peer, request = %spec.usage(), "wrong password"),
+    }
+    Ok(())
 }
 
 fn open_session<'e>(context: &mut Context<'_>, user: UserId) -> Handled<'e> {
@@ -391,7 +452,8 @@ fn open_session<'e>(context: &mut Context<'_>, user: UserId) -> Handled<'e> {
     if let Some(session) = oldest {
         context.make(&Change::SessionClosed { session }, Need::Less)?;
     }
-    context.make(&Change::SessionOpened { session, user, at: context.now }, Need::Login)?;
+    context.make(&Change::SessionOpened { session, user, at: context.now.utc_ms }, Need::Login)?;
+    context.is_authorised = true;
     Ok(Outcome::Reply(Reply::Token(token)))
 }
 
@@ -400,8 +462,8 @@ fn register<'e>(context: &mut Context<'_>, request: &Request<'_>) -> Handled<'e>
         return Err(Refusal::RegistrationClosed);
     }
     let work = add_user(context, request)?;
-    if let Peer::Address(address) = context.peer {
-        context.registrations.act(address, context.now).map_err(Refusal::Throttled)?;
+    if let Some(network) = context.peer.network() {
+        context.registrations.act(network, context.now.steady_ms).map_err(Refusal::Throttled)?;
     }
     Ok(work)
 }
@@ -409,11 +471,12 @@ fn register<'e>(context: &mut Context<'_>, request: &Request<'_>) -> Handled<'e>
 fn add_user<'e>(context: &Context<'_>, request: &Request<'_>) -> Handled<'e> {
     let name = request.parameter(0);
     check_name_is_free(context, name)?;
+    check_users(context)?;
     let password = new_password(request.parameter(1))?;
     Ok(Outcome::Begin(Task::Password(PasswordWork {
         check: None,
         hash: Some(password),
-        pending: Pending { spec: request.spec, step: Step::AddUser { name: name.into() } },
+        pending: Pending { spec: request.spec, step: Step::AddUser { name: name.into() }, tried: None },
     })))
 }
 
@@ -423,17 +486,19 @@ fn set_password<'e>(context: &Context<'_>, request: &Request<'_>) -> Handled<'e>
     Ok(Outcome::Begin(Task::Password(PasswordWork {
         check: None,
         hash: Some(password),
-        pending: Pending { spec: request.spec, step: Step::SetPassword { user } },
+        pending: Pending { spec: request.spec, step: Step::SetPassword { user }, tried: None },
     })))
 }
 
 fn change_password<'e>(context: &Context<'_>, request: &Request<'_>, session: SessionId, user: UserId) -> Handled<'e> {
-    let checked = known(context.state, user)?.password_hash.to_string();
+    let account = known(context.state, user)?;
+    let checked = account.password_hash.to_string();
     let password = new_password(request.parameter(2))?;
+    let tried = Some(may_try(context, &account.name)?);
     Ok(Outcome::Begin(Task::Password(PasswordWork {
         check: Some((request.parameter(1).to_owned(), Some(checked.clone()))),
         hash: Some(password),
-        pending: Pending { spec: request.spec, step: Step::ChangePassword { user, session, checked } },
+        pending: Pending { spec: request.spec, step: Step::ChangePassword { user, session, checked }, tried },
     })))
 }
 
@@ -471,10 +536,12 @@ fn send<'e>(context: &mut Context<'_>, from: UserId, to: Target, text: &str) -> 
     let bytes = change::message_bytes(from_name, to_name, text) as u64;
     let is_full =
         |user: &User| user.mailbox.entries().len() >= messages_max || user.mailbox.bytes() + bytes > bytes_max;
-    if context.state.receivers(from, to).any(is_full) {
+    let mut receivers = 0;
+    if context.state.receivers(from, to).inspect(|_| receivers += 1).any(is_full) {
         return Err(Refusal::MailboxFull);
     }
-    let at = context.now;
+    *context.work_bytes += receivers * size_of::<Entry>() as u64;
+    let at = context.now.utc_ms;
     let sent = Change::MessageSent { from, to, at, from_name, to_name, text };
     let place = context.log.append(&sent, Need::More)?;
     // The names are for whoever reads the record; the state has them, and needs none here.
@@ -494,6 +561,7 @@ fn send_small_file<'e>(
     decoded.clear();
     let stored = content::decode(content, &mut decoded).map_err(|error| error.refusal(request.spec)).and_then(|()| {
         check_size(context.state, context.limits, context.incoming, &envelope, decoded.len() as u64, 0)?;
+        *context.work_bytes += listing_bytes(context.state, &envelope);
         let file = FileId(*context.files_next);
         let Envelope { from, to, name } = &envelope;
         context.make(&Change::FileSent { file, from: *from, to: *to, name, content: &decoded }, Need::More)?;
@@ -546,9 +614,17 @@ pub fn check_size(
         Err(Refusal::QuotaFull)
     } else if by_all.saturating_add(bytes) > limits.files_bytes_max {
         Err(Refusal::StorageFull)
+    } else if is_one_more && state.receivers(from, to).any(|user| user.listed_files >= limits.listed_files_max) {
+        Err(Refusal::MailboxFull)
     } else {
         Ok(())
     }
+}
+
+/// What a file that is stored adds to the lists of those who get it.
+fn listing_bytes(state: &State, sent: &Envelope) -> u64 {
+    const PLACE_BYTES: usize = 64;
+    (state.receivers(sent.from, sent.to).count() * (PLACE_BYTES + sent.name.len())) as u64
 }
 
 fn delete_file<'e>(context: &mut Context<'_>, user: UserId, party: &str, name: &str) -> Handled<'e> {
@@ -559,17 +635,23 @@ fn delete_file<'e>(context: &mut Context<'_>, user: UserId, party: &str, name: &
 fn create_group<'e>(context: &mut Context<'_>, request: &Request<'_>, user: UserId) -> Handled<'e> {
     let (name, secret) = (request.parameter(1), request.parameter(2));
     check_name_is_free(context, name)?;
+    check_groups(context, user)?;
+    if secret.len() > PASSWORD_BYTES_MAX {
+        return Err(Refusal::InvalidPassword);
+    }
+    let (by_user, by_network) = &mut *context.foundings;
+    by_user.act(user, context.now.steady_ms).map_err(Refusal::Throttled)?;
+    if let Some(network) = context.peer.network() {
+        by_network.act(network, context.now.steady_ms).map_err(Refusal::Throttled)?;
+    }
     if secret.is_empty() {
         let group = context.state.next_group();
         return context.grow(&Change::GroupCreated { group, name, owner: user, secret_hash: None });
     }
-    if secret.len() > PASSWORD_BYTES_MAX {
-        return Err(Refusal::InvalidPassword);
-    }
     Ok(Outcome::Begin(Task::Password(PasswordWork {
         check: None,
         hash: Some(secret.to_owned()),
-        pending: Pending { spec: request.spec, step: Step::CreateGroup { user, name: name.into() } },
+        pending: Pending { spec: request.spec, step: Step::CreateGroup { user, name: name.into() }, tried: None },
     })))
 }
 
@@ -578,6 +660,7 @@ fn join_group<'e>(context: &mut Context<'_>, request: &Request<'_>, user: UserId
     if context.state.is_member(group, user) {
         return Err(Refusal::AlreadyMember);
     }
+    check_membership(context, group, user)?;
     let secret = request.parameter(2);
     match context.state.group(group).and_then(|group| group.secret_hash.as_deref()) {
         None => join(context, group, user),
@@ -585,16 +668,20 @@ fn join_group<'e>(context: &mut Context<'_>, request: &Request<'_>, user: UserId
         Some(secret_hash) => Ok(Outcome::Begin(Task::Password(PasswordWork {
             check: Some((secret.to_owned(), Some(secret_hash.to_owned()))),
             hash: None,
-            pending: Pending { spec: request.spec, step: Step::JoinGroup { user, group } },
+            pending: Pending {
+                spec: request.spec,
+                step: Step::JoinGroup { user, group },
+                tried: Some(may_try(context, request.parameter(1))?),
+            },
         }))),
     }
 }
 
 fn join<'e>(context: &mut Context<'_>, group: GroupId, user: UserId) -> Handled<'e> {
-    context.state.group(group).ok_or(Refusal::NoSuchGroup)?;
     if context.state.is_member(group, user) {
         return Err(Refusal::AlreadyMember);
     }
+    check_membership(context, group, user)?;
     context.grow(&Change::MemberJoined { group, user })
 }
 
@@ -639,9 +726,42 @@ fn group_owned(context: &Context<'_>, user: UserId, name: &str) -> Result<GroupI
     }
 }
 
-fn check_name_is_free(context: &Context<'_>, name: &str) -> Result<(), Refusal> {
+/// True when it can be the name of a user or a group.
+fn is_name(name: &str) -> bool {
     let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
-    if name.is_empty() || name.len() > NAME_BYTES_MAX || !name.bytes().all(is_allowed) {
+    (1..=NAME_BYTES_MAX).contains(&name.len()) && name.bytes().all(is_allowed)
+}
+
+/// One more account is not one too many.
+fn check_users(context: &Context<'_>) -> Result<(), Refusal> {
+    if context.state.users_count() >= context.limits.users_max { Err(Refusal::ServerFull) } else { Ok(()) }
+}
+
+/// One more group of this user is not one too many.
+fn check_groups(context: &Context<'_>, user: UserId) -> Result<(), Refusal> {
+    if known(context.state, user)?.groups.len() >= context.limits.groups_per_user_max {
+        Err(Refusal::TooManyGroups)
+    } else if context.state.groups().len() >= context.limits.groups_max {
+        Err(Refusal::ServerFull)
+    } else {
+        Ok(())
+    }
+}
+
+/// One more member of this group, and one more group of this user, is not one too many.
+fn check_membership(context: &Context<'_>, group: GroupId, user: UserId) -> Result<(), Refusal> {
+    let members = context.state.group(group).ok_or(Refusal::NoSuchGroup)?.members.len();
+    if members >= context.limits.members_per_group_max {
+        Err(Refusal::GroupFull)
+    } else if known(context.state, user)?.groups.len() >= context.limits.groups_per_user_max {
+        Err(Refusal::TooManyGroups)
+    } else {
+        Ok(())
+    }
+}
+
+fn check_name_is_free(context: &Context<'_>, name: &str) -> Result<(), Refusal> {
+    if !is_name(name) {
         return Err(Refusal::InvalidName);
     }
     if context.state.is_taken(name) { Err(Refusal::NameTaken) } else { Ok(()) }

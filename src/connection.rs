@@ -2,13 +2,15 @@
 
 use std::collections::VecDeque;
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 
 use crate::buffer::{ReadBuffer, WriteBuffer};
 use crate::change::{Lsn, UserId};
 use crate::command::Pending;
+use crate::deadline::{Awaited, Stage, Wait};
 use crate::download::{Download, SmallDownload};
 use crate::inbox::Inbox;
+use crate::limits::Limits;
 use crate::upload::Upload;
 use crate::verb::Audience;
 
@@ -39,6 +41,27 @@ impl Peer {
             Self::Admin => Audience::Admin,
         }
     }
+
+    /// What counts as one address: a whole /64 of IPv6, since one host has all of it. The administrator has none.
+    #[must_use]
+    pub fn network(self) -> Option<IpAddr> {
+        match self {
+            Self::Admin => None,
+            Self::Address(address) => Some(match address.to_canonical() {
+                IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() >> 64 << 64)),
+                v4 @ IpAddr::V4(_) => v4,
+            }),
+        }
+    }
+
+    /// The same where something is counted for each address: behind a loopback address may be a proxy, and so everybody.
+    #[must_use]
+    pub fn network_counted(self, limits: &Limits) -> Option<IpAddr> {
+        match self {
+            Self::Address(address) if address.to_canonical().is_loopback() && !limits.limit_loopback => None,
+            _ => self.network(),
+        }
+    }
 }
 
 impl fmt::Display for Peer {
@@ -61,12 +84,45 @@ pub enum CloseReason {
     LineWithoutEnd,
     /// There are too many connections.
     ServerFull,
+    /// No request for a long time.
+    Idle,
+    /// No request at all.
+    NoRequest,
+    /// Requests, but no login.
+    NoLogin,
+    /// A line, or a file, came too slowly or not to its end.
+    SlowLine,
+    /// The peer read too slowly, or not at all.
+    SlowReader,
+    /// The peer did not read, and what waited for it was too much.
+    OutputTooLarge,
+    /// All connections together held too much memory, and this one had kept the server waiting longest.
+    MemoryFull,
     /// A stored file could not be read to its end.
     FileUnreadable,
     /// It was a backup that kept a full disk from getting room.
     DiskFull,
     /// The server stops.
     ServerStops,
+}
+
+impl CloseReason {
+    /// The peer passed a bound.
+    #[must_use]
+    pub fn is_bound(self) -> bool {
+        match self {
+            Self::Ended | Self::Lost | Self::FileUnreadable | Self::DiskFull | Self::ServerStops => false,
+            Self::LineWithoutEnd
+            | Self::ServerFull
+            | Self::Idle
+            | Self::NoRequest
+            | Self::NoLogin
+            | Self::SlowLine
+            | Self::SlowReader
+            | Self::OutputTooLarge
+            | Self::MemoryFull => true,
+        }
+    }
 }
 
 impl fmt::Display for CloseReason {
@@ -76,6 +132,13 @@ impl fmt::Display for CloseReason {
             Self::Lost => "connection lost",
             Self::LineWithoutEnd => "line without end",
             Self::ServerFull => "server full",
+            Self::Idle => "idle",
+            Self::NoRequest => "no request in time",
+            Self::NoLogin => "no login in time",
+            Self::SlowLine => "request too slow",
+            Self::SlowReader => "peer does not read",
+            Self::OutputTooLarge => "peer does not read, output too large",
+            Self::MemoryFull => "connections hold too much memory",
             Self::FileUnreadable => "stored file unreadable",
             Self::DiskFull => "disk full",
             Self::ServerStops => "server stops",
@@ -111,6 +174,17 @@ impl Phase {
     pub(crate) fn is_transfer(&self) -> bool {
         matches!(self, Self::Upload(_) | Self::Storing | Self::Download(_) | Self::Discard(_))
     }
+
+    /// The memory that it holds beside the buffers.
+    fn held_bytes(&self) -> usize {
+        match self {
+            Self::Upload(upload) => upload.held_bytes(),
+            Self::Inbox(inbox) => inbox.held_bytes(),
+            Self::Download(download) => download.held_bytes(),
+            Self::SmallDownload(small) => small.held_bytes(),
+            Self::Requests | Self::Password(_) | Self::Storing | Self::Discard(_) => 0,
+        }
+    }
 }
 
 /// A peer's connection.
@@ -131,12 +205,24 @@ pub struct Connection {
     pub(crate) is_queued: bool,
     /// It is on the list of those that may have something to write.
     pub(crate) is_unflushed: bool,
+    /// All that came is handled, and only its peer can make it go on.
+    pub(crate) is_starved: bool,
+    /// What it waits for from its peer.
+    pub(crate) wait: Wait,
+    /// How far its peer has come with what it sends: bytes of files, and much for each request.
+    pub(crate) progress: u64,
+    /// What it held when that was last counted.
+    pub(crate) counted_bytes: usize,
+    /// How far its output has been counted against turns.
+    counted_output: u64,
     /// Bytes read since the server began to stop.
     pub(crate) read_in_stop: u64,
     /// Nothing more is served; it goes once all is written.
     pub(crate) closing: Option<CloseReason>,
     /// All is written, and the peer was told that nothing more comes; it is closed once the peer has ended too.
     pub(crate) is_lingering: bool,
+    /// It was turned away, and counts for nothing.
+    pub(crate) is_turned_away: bool,
     /// A backup is being made as long as it lasts.
     pub(crate) is_holding: bool,
     /// INBOX replies on their way, each with where it ends in the stream of replies.
@@ -145,6 +231,7 @@ pub struct Connection {
 
 impl Connection {
     pub(crate) fn new(id: ConnectionId, peer: Peer) -> Self {
+        let stage = if peer == Peer::Admin { Stage::Known } else { Stage::Silent };
         Self {
             id,
             peer,
@@ -156,12 +243,57 @@ impl Connection {
             is_ended: false,
             is_queued: false,
             is_unflushed: false,
+            is_starved: false,
+            wait: Wait::new(stage),
+            progress: 0,
+            counted_bytes: 0,
+            counted_output: 0,
             read_in_stop: 0,
             closing: None,
             is_lingering: false,
+            is_turned_away: false,
             is_holding: false,
             deliveries: VecDeque::new(),
         }
+    }
+
+    /// Notes what it waits for now from its peer.
+    pub(crate) fn note_wait(&mut self, now: u64) {
+        let is_admin = self.peer == Peer::Admin;
+        let is_unread = !self.is_writable && !self.write.ready().is_empty();
+        let awaited = match self.phase {
+            _ if self.is_lingering => Awaited::End,
+            // An administrator's work may take its time.
+            _ if is_admin => Awaited::Nothing,
+            _ if is_unread => Awaited::Reading,
+            _ if !self.is_starved || self.is_queued || self.closing.is_some() => Awaited::Nothing,
+            Phase::Requests if self.read.pending().is_empty() => Awaited::Request,
+            _ => Awaited::Line,
+        };
+        let progress = if awaited == Awaited::Reading { self.write.taken() } else { self.progress };
+        self.wait.note(awaited, progress, now);
+    }
+
+    /// The memory that it holds beside its own place.
+    pub(crate) fn held_bytes(&self) -> usize {
+        let deliveries = self.deliveries.capacity() * size_of::<(u64, Delivery)>();
+        self.read.held_bytes() + self.write.held_bytes() + deliveries + self.phase.held_bytes()
+    }
+
+    /// Output that was made since this was last asked.
+    pub(crate) fn take_output_made(&mut self) -> u64 {
+        let made = self.write.end() - self.counted_output;
+        self.counted_output = self.write.end();
+        made
+    }
+
+    /// Gives back the memory that one long run of replies took for its notes.
+    pub(crate) fn shrink(&mut self) {
+        const DELIVERIES_KEPT: usize = 8;
+        if self.deliveries.is_empty() && self.deliveries.capacity() > DELIVERIES_KEPT {
+            self.deliveries = VecDeque::new();
+        }
+        self.write.shrink();
     }
 }
 
@@ -174,4 +306,18 @@ pub struct Delivery {
     pub first: Lsn,
     /// The last.
     pub last: Lsn,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_whole_64_of_ipv6_is_one_address() {
+        let network = |text: &str| Peer::Address(text.parse().unwrap()).network();
+        assert_eq!(network("2001:db8::1"), network("2001:db8::ffff:0:0:1"));
+        assert_ne!(network("2001:db8::1"), network("2001:db8:0:1::1"));
+        assert_eq!(network("::ffff:192.0.2.2"), network("192.0.2.2"));
+        assert_ne!(network("192.0.2.1"), network("192.0.2.2"));
+    }
 }

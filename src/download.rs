@@ -4,7 +4,7 @@
 //! files thread, while the loop goes on. The first block always is, since that opens the file: from then on it stays what it
 //! was, whatever becomes of its name. A small file stands in the journal, and its reply is written whole.
 
-use crate::change::{Change, FileId, Kept, Lsn, Place};
+use crate::change::{Change, FileId, Kept, Lsn, Place, UserId};
 use crate::connection::{CloseReason, Connection, Phase};
 use crate::content;
 use crate::engine::{Host, Job};
@@ -17,6 +17,7 @@ use crate::reply;
 use crate::serve::Step;
 use crate::service::Service;
 use crate::texts;
+use crate::transfer::BLOCK_BYTES;
 use crate::verb::Spec;
 
 /// A file of its own on its way out.
@@ -24,8 +25,9 @@ use crate::verb::Spec;
 pub struct Download {
     /// Its name among the file jobs.
     pub(crate) transfer: TransferId,
-    /// How it was asked for.
+    /// How it was asked for, and by whom.
     pub(crate) spec: &'static Spec,
+    pub(crate) user: UserId,
     /// What is sent.
     pub(crate) file: FileId,
     name: Box<str>,
@@ -47,6 +49,7 @@ pub struct Download {
 #[derive(Debug)]
 pub struct SmallDownload {
     spec: &'static Spec,
+    user: UserId,
     file: FileId,
     name: Box<str>,
     place: Place,
@@ -54,6 +57,11 @@ pub struct SmallDownload {
 }
 
 impl Download {
+    /// The memory of the block that is read for it.
+    pub(crate) fn held_bytes(&self) -> usize {
+        if self.is_reading { BLOCK_BYTES } else { 0 }
+    }
+
     /// The size of the next block.
     fn next_bytes(&self, block_bytes: usize) -> usize {
         usize::try_from(self.bytes - self.sent).unwrap_or(block_bytes).min(block_bytes)
@@ -79,14 +87,18 @@ impl Download {
 }
 
 impl SmallDownload {
-    /// Writes the whole reply. Says how many bytes of the file are in it.
-    fn write(&self, connection: &mut Connection, content: &[u8], log: &Log) -> u64 {
+    /// The memory of the record that is read for it.
+    pub(crate) fn held_bytes(&self) -> usize {
+        self.place.bytes as usize
+    }
+
+    /// Writes the whole reply.
+    fn write(&self, connection: &mut Connection, content: &[u8], log: &Log) {
         let out = connection.write.out();
         reply::download_start(out, &self.name, self.spec);
         content::encode(content, out);
         reply::download_end(out);
         connection.write.seal(log.unsettled_at(self.lsn));
-        content.len() as u64
     }
 }
 
@@ -96,6 +108,7 @@ impl Service {
         &mut self,
         connection: &mut Connection,
         spec: &'static Spec,
+        user: UserId,
         file: FileId,
         host: &mut impl Host,
     ) {
@@ -106,17 +119,18 @@ impl Service {
         let sum = match stored.kept {
             Kept::Apart { sum } => sum,
             Kept::Journal(place) => {
-                let small = SmallDownload { spec, file, name, place, lsn };
+                let small = SmallDownload { spec, user, file, name, place, lsn };
                 return self.begin_small_download(connection, small, host);
             }
         };
-        if self.transfers.len() - self.uploads >= self.limits.downloads_max {
+        if self.transfers.len() - self.uploads >= self.limits.downloads_max || !self.admit_transfer(user) {
             return self.refuse(connection, Refusal::ServerBusy, Some(spec));
         }
         let transfer = self.next_transfer(connection.id);
         let mut download = Download {
             transfer,
             spec,
+            user,
             file,
             name,
             bytes,
@@ -133,15 +147,16 @@ impl Service {
     }
 
     /// Ends a download, whole or not.
-    pub(crate) fn forget_download(&mut self, transfer: TransferId, host: &mut impl Host) {
-        self.transfers.remove(&transfer);
-        host.submit(Job::File(FileJob::Forget(transfer)));
+    pub(crate) fn forget_download(&mut self, download: &Download, host: &mut impl Host) {
+        self.transfers.remove(&download.transfer);
+        self.end_transfer(download.user);
+        host.submit(Job::File(FileJob::Forget(download.transfer)));
     }
 
     fn begin_small_download(&mut self, connection: &mut Connection, small: SmallDownload, host: &mut impl Host) {
         let record = self.log.record(small.place).and_then(|record| record.get(record::HEADER_BYTES..));
         match record.and_then(|body| Change::decode(body)?.content()) {
-            Some(content) => self.given_bytes += small.write(connection, content, &self.log),
+            Some(content) => small.write(connection, content, &self.log),
             None => {
                 host.submit(Job::Texts(TextsJob { connection: connection.id, places: vec![small.place] }));
                 connection.phase = Phase::SmallDownload(Box::new(small));
@@ -159,13 +174,14 @@ impl Service {
     ) {
         let record = read.as_deref().unwrap_or_default();
         if let Some(content) = texts::content(record, self.log.layout().salt, small.place) {
-            self.given_bytes += small.write(connection, content, &self.log);
-            return;
+            return small.write(connection, content, &self.log);
         }
-        let &SmallDownload { spec, file, place, .. } = small;
+        let &SmallDownload { spec, user, file, place, .. } = small;
         match self.state.file(file) {
             // It was written again elsewhere meanwhile.
-            Some(stored) if stored.kept != Kept::Journal(place) => self.begin_download(connection, spec, file, host),
+            Some(stored) if stored.kept != Kept::Journal(place) => {
+                self.begin_download(connection, spec, user, file, host);
+            }
             Some(_) if read.as_ref().is_err_and(files::is_busy) => {
                 self.refuse(connection, Refusal::ServerBusy, Some(spec));
             }
@@ -189,7 +205,6 @@ impl Service {
         let Phase::Download(download) = &mut connection.phase else { return };
         download.is_reading = false;
         download.write(block, connection.write.out());
-        self.given_bytes += block.len() as u64;
         connection.write.seal(self.log.unsettled_at(download.lsn));
     }
 }
@@ -225,14 +240,13 @@ pub(crate) fn step(
     }
     download.write(&block[..count], connection.write.out());
     connection.write.seal(service.log.unsettled_at(download.lsn));
-    service.given_bytes += count as u64;
     Ok(Step::Done)
 }
 
 /// All is in the write buffer or beyond.
 fn end(connection: &mut Connection, service: &mut Service, host: &mut impl Host) -> Result<Step, CloseReason> {
     let Phase::Download(download) = std::mem::take(&mut connection.phase) else { return Ok(Step::Starved) };
-    service.forget_download(download.transfer, host);
+    service.forget_download(&download, host);
     if download.sum.is_some_and(|sum| sum != download.sent_sum) {
         // Only the missing end of the reply can still say that it is not what was stored.
         tracing::error!(

@@ -13,12 +13,15 @@ use std::fmt;
 use std::io::{self, ErrorKind};
 
 use slab::Slab;
-use tracing::{debug, error, warn};
+use tracing::{debug, error, info};
 
+use crate::admission::Admission;
 use crate::change::Lsn;
+use crate::clock::Clock;
 use crate::command::{self, LastToken};
 use crate::compaction::{Compacted, CompactionJob};
 use crate::connection::{CloseReason, Connection, ConnectionId, Peer, Phase};
+use crate::deadline::{Awaited, Deadlines};
 use crate::files::{FileDone, FileJob, TransferId};
 use crate::inbox::{TextsDone, TextsJob};
 use crate::limits::Limits;
@@ -31,12 +34,13 @@ use crate::service::{Service, Storing};
 use crate::space::{SpaceDone, SpaceJob};
 use crate::state::State;
 use crate::upkeep::Holdings;
-use crate::verb::Verb;
 
 /// Read buffers that are kept for the next connection that has something to say, and as many for what it is answered.
 const SPARE_BUFFERS_MAX: usize = 64;
 /// Of either, what is larger than this is not kept.
 const SPARE_BYTES_MAX: usize = 64 * 1024;
+/// Connections looked at in one turn because their time may be over.
+const LATE_PER_TURN_MAX: usize = 1024;
 
 /// What the engine needs of the world within a turn.
 pub trait Host {
@@ -122,6 +126,7 @@ pub struct Registration {
 /// The server, but for its sockets, threads and disk.
 pub struct Engine {
     connections: Slab<Connection>,
+    admission: Admission,
     generation: u32,
     service: Service,
     completions: VecDeque<Completion>,
@@ -132,8 +137,10 @@ pub struct Engine {
     /// Connections with requests that wait for room in the journal.
     stalled: Vec<ConnectionId>,
     closed: Vec<(ConnectionId, CloseReason)>,
-    /// Connections that have been told that nothing more comes, and when they are closed at the latest.
-    lingering: VecDeque<(u64, ConnectionId)>,
+    /// When peers that keep the server waiting are closed.
+    deadlines: Deadlines,
+    /// What answers and other work of completions took, until it is counted against the turn.
+    given_bytes: u64,
     spare_buffers: Vec<Vec<u8>>,
     /// The same for replies.
     spare_outputs: Vec<Vec<u8>>,
@@ -154,6 +161,7 @@ impl Engine {
     pub fn new(limits: Limits, registration: Registration, state: State, log: Log, holdings: Holdings) -> Self {
         Self {
             connections: Slab::new(),
+            admission: Admission::default(),
             generation: 0,
             service: Service::new(limits, registration, state, log, holdings),
             completions: VecDeque::new(),
@@ -162,7 +170,8 @@ impl Engine {
             gated: BTreeSet::new(),
             stalled: Vec::new(),
             closed: Vec::new(),
-            lingering: VecDeque::new(),
+            deadlines: Deadlines::default(),
+            given_bytes: 0,
             spare_buffers: Vec::new(),
             spare_outputs: Vec::new(),
             is_stopping: false,
@@ -192,27 +201,35 @@ impl Engine {
         self.connections.len()
     }
 
-    /// True when the next connection is one too many.
+    /// The memory that connections hold, beside their places.
     #[must_use]
-    pub fn is_full(&self) -> bool {
-        self.connections.len() >= self.service.limits.connections_max
+    pub fn held_bytes(&self) -> usize {
+        self.service.held_bytes
     }
 
-    /// Takes a new connection. One too many is told so and closed in the next turn; the administrator is never too many.
+    /// False when one more connection from there is one too many.
+    #[must_use]
+    pub fn admits(&self, peer: Peer) -> bool {
+        self.admission.admits(peer, &self.service.limits)
+    }
+
+    /// Takes a new connection. One too many is told so and closed in the next turn.
     pub fn open(&mut self, peer: Peer) -> ConnectionId {
-        let is_full = self.is_full() && peer != Peer::Admin;
+        let is_full = !self.admits(peer);
         self.generation = self.generation.wrapping_add(1);
         let entry = self.connections.vacant_entry();
         let slot = u32::try_from(entry.key()).unwrap_or(u32::MAX);
         let id = ConnectionId { slot, generation: self.generation };
         let connection = entry.insert(Connection::new(id, peer));
         debug!(%peer, slot, "connection opened");
+        connection.is_turned_away = is_full;
         if is_full {
             reply::error(connection.write.out(), &Refusal::ServerFull, None);
             connection.write.seal(None);
             connection.closing = Some(CloseReason::ServerFull);
             mark_unflushed(connection, &mut self.unflushed);
         } else {
+            self.admission.enter(peer, &self.service.limits);
             self.run_queue.push(connection);
         }
         id
@@ -246,13 +263,12 @@ impl Engine {
             || self.service.upkeep.has_work(&self.service.log)
     }
 
-    /// When a turn is due at the latest, in milliseconds since 1970, UTC.
+    /// When a turn is due at the latest, by the steady clock.
     #[must_use]
     pub fn next_deadline(&self) -> Option<u64> {
-        let linger = self.lingering.front().map(|(until, _)| *until);
         let Service { upkeep, state, log, limits, .. } = &self.service;
         let upkeep = upkeep.next_deadline(state, log, limits.checkpoint_bytes);
-        linger.into_iter().chain(upkeep).min()
+        self.deadlines.next().into_iter().chain(upkeep).min()
     }
 
     /// Takes nothing new any more: what was received is served, answered, and then every connection is closed.
@@ -274,8 +290,8 @@ impl Engine {
             && self.service.delivered.is_empty()
     }
 
-    /// One turn. `now` is in milliseconds since 1970, UTC.
-    pub fn turn(&mut self, now: u64, host: &mut impl Host) {
+    /// One turn.
+    pub fn turn(&mut self, now: Clock, host: &mut impl Host) {
         self.service.now = now;
         while let Some(completion) = self.completions.pop_front() {
             self.take(completion, host);
@@ -287,23 +303,69 @@ impl Engine {
         self.service.keep_up(host);
         self.end_holds_on_a_full_disk();
         self.submit_batch(host);
+        self.close_late();
         for id in std::mem::take(&mut self.unflushed) {
             self.flush(id, host);
         }
         self.service.write_down_deliveries();
-        while let Some((_, id)) = self.lingering.pop_front_if(|(until, _)| *until <= now) {
-            if let Some(reason) = find(&mut self.connections, id).and_then(|connection| connection.closing) {
-                self.closed.push((id, reason));
+        self.make_room();
+        self.reap(host);
+    }
+
+    /// Closes those whose peers have kept the server waiting for too long.
+    fn close_late(&mut self) {
+        let now = self.service.now.steady_ms;
+        for _ in 0..LATE_PER_TURN_MAX {
+            let Some(id) = self.deadlines.pop(now) else { return };
+            let Some(connection) = find(&mut self.connections, id) else { continue };
+            connection.note_wait(now);
+            let (is_closing, is_checking) =
+                (connection.closing.is_some(), matches!(connection.phase, Phase::Password(_)));
+            let limits = &self.service.limits;
+            let late = self.deadlines.judge(id, &mut connection.wait, limits, now, is_closing, is_checking);
+            match (late, connection.closing) {
+                (None, _) => {}
+                (Some(CloseReason::SlowReader), _) => self.closed.push((id, CloseReason::SlowReader)),
+                (Some(_), Some(reason)) => self.closed.push((id, reason)),
+                (Some(reason), None) => {
+                    // It may still get what it has asked for.
+                    connection.closing = Some(reason);
+                    mark_unflushed(connection, &mut self.unflushed);
+                }
             }
         }
-        self.reap(host);
+    }
+
+    /// When connections hold too much memory together, closes those whose peers have kept the server waiting longest: one
+    /// that gets on is not among them.
+    fn make_room(&mut self) {
+        let most = self.service.limits.connections_bytes_max;
+        if self.service.held_bytes as u64 <= most {
+            return;
+        }
+        let is_waiting = |connection: &Connection| {
+            matches!(connection.wait.awaited(), Awaited::Line | Awaited::Reading) && connection.counted_bytes > 0
+        };
+        let waiting = self.connections.iter().filter(|(_, connection)| is_waiting(connection));
+        let mut waiting: Vec<_> =
+            waiting.map(|(_, connection)| (connection.wait.since(), connection.id, connection.counted_bytes)).collect();
+        waiting.sort_unstable();
+        // Some more go than must, so that it is not all to be done again in the next turn.
+        let mut excess = self.service.held_bytes as u64 - most + most / 16;
+        for (_, id, bytes) in waiting {
+            if excess == 0 {
+                break;
+            }
+            excess = excess.saturating_sub(bytes as u64);
+            self.closed.push((id, CloseReason::MemoryFull));
+        }
     }
 
     /// Serves requests first, and then files with what is left of the turn's bytes, but never with less than one connection's
     /// share. What is left over, and what is put on the queue from now on, has its turn in the next one.
     fn serve_queued(&mut self, host: &mut impl Host) {
-        // What helper threads have read was given out before.
-        let given = std::mem::take(&mut self.service.given_bytes);
+        // What completions have brought was given out before.
+        let given = std::mem::take(&mut self.given_bytes) + std::mem::take(&mut self.service.work_bytes);
         let mut bytes_left = self.service.limits.bytes_per_turn_max.saturating_sub(given);
         bytes_left = bytes_left.max(self.service.limits.read_bytes_per_turn_max);
         for _ in 0..self.run_queue.requests.len() {
@@ -315,6 +377,21 @@ impl Engine {
             let Some(id) = self.run_queue.transfers.pop_front_if(|_| bytes_left > 0) else { break };
             self.serve(id, &mut bytes_left, host);
         }
+    }
+
+    /// Holds every count against what it counts; for tests that drive the engine.
+    ///
+    /// # Panics
+    /// One is wrong.
+    pub fn assert_invariants(&self) {
+        let connections = || self.connections.iter().map(|(_, connection)| connection);
+        let held: usize = connections().map(|connection| connection.counted_bytes).sum();
+        assert_eq!(held, self.service.held_bytes, "the memory that connections hold");
+        let admitted = connections().filter(|connection| !connection.is_turned_away);
+        self.admission.assert_counts(admitted.map(|connection| connection.peer), &self.service.limits);
+        let due = connections().filter_map(|connection| connection.wait.due().map(|due| (due, connection.id)));
+        self.deadlines.assert_queue(due);
+        self.service.assert_counts(connections());
     }
 
     /// Hands over what has changed since the last batch. A turn does so; the last turn may leave something behind.
@@ -338,12 +415,12 @@ impl Engine {
             }
             Completion::Space(done) => {
                 let Service { upkeep, log, now, .. } = &mut self.service;
-                upkeep.space_done(done, log, *now);
+                upkeep.space_done(done, log, now.steady_ms);
                 self.go_on();
             }
             Completion::Compacted(compacted) => {
                 let Service { upkeep, state, log, now, .. } = &mut self.service;
-                upkeep.compacted(compacted, state, log, *now);
+                upkeep.compacted(compacted, state, log, now.steady_ms);
             }
             Completion::Texts(done) => self.texts_read(done, host),
             Completion::Password(done) => self.password_done(&done, host),
@@ -398,7 +475,7 @@ impl Engine {
     }
 
     fn password_done(&mut self, done: &PasswordDone, host: &mut impl Host) {
-        self.service.password_jobs -= 1;
+        self.service.end_password(done.connection);
         let Some(connection) = find(&mut self.connections, done.connection) else { return };
         let pending = match std::mem::take(&mut connection.phase) {
             Phase::Password(pending) => pending,
@@ -408,11 +485,7 @@ impl Engine {
             }
         };
         let spec = pending.spec;
-        let peer = connection.peer;
         self.service.answer(connection, spec, host, |context| command::resume(context, pending, done));
-        if spec.verb == Verb::Auth && !done.passed {
-            warn!(address = %peer, "login failed");
-        }
         self.replied(done.connection);
     }
 
@@ -457,6 +530,7 @@ impl Engine {
         let waiting = self.service.transfers.remove(&transfer);
         let Some(Storing { spec, envelope, bytes, file }) = self.service.storing.remove(&transfer) else { return };
         self.service.uploads -= 1;
+        self.service.end_transfer(envelope.from);
         if let Some(connection) = waiting.and_then(|id| find(&mut self.connections, id)) {
             connection.phase = Phase::Requests;
             let id = connection.id;
@@ -495,7 +569,7 @@ impl Engine {
                 upload.spec
             }
             (Phase::Download(download), None) => {
-                self.service.forget_download(transfer, host);
+                self.service.forget_download(&download, host);
                 download.spec
             }
             (phase, _) => {
@@ -524,15 +598,16 @@ impl Engine {
             return self.transfer_refused(transfer, Refusal::NoSuchFile, host);
         }
         // The reply has begun; only its missing end can still say that it is not whole.
-        connection.phase = Phase::Requests;
+        let Phase::Download(download) = std::mem::take(&mut connection.phase) else { return };
         connection.closing = Some(CloseReason::FileUnreadable);
         mark_unflushed(connection, &mut self.unflushed);
-        self.service.forget_download(transfer, host);
+        self.service.forget_download(&download, host);
     }
 
     /// Sees to it that a new reply is written in time, and that what comes behind it in the read buffer is served.
     fn replied(&mut self, id: ConnectionId) {
         let Some(connection) = find(&mut self.connections, id) else { return };
+        self.given_bytes += connection.take_output_made();
         mark_unflushed(connection, &mut self.unflushed);
         self.run_queue.push(connection);
     }
@@ -620,14 +695,20 @@ impl Engine {
                 // Closed at once, a socket to which something still comes takes back what its peer has not read yet.
                 host.end(id);
                 connection.is_lingering = true;
-                self.lingering.push_back((self.service.now + self.service.limits.linger_ms_max, id));
                 self.run_queue.push(connection);
             }
+        }
+        if connection.write.backlog() as u64 > self.service.limits.output_bytes_max && connection.peer != Peer::Admin {
+            self.closed.push((id, CloseReason::OutputTooLarge));
         }
         if connection.write.backlog() < had_backlog && connection.closing.is_none() {
             // There may be requests that waited for room, or the next block of a download.
             self.run_queue.push(connection);
         }
+        self.service.count_held(connection);
+        connection.note_wait(self.service.now.steady_ms);
+        let is_closing = connection.closing.is_some();
+        self.deadlines.keep(id, &mut connection.wait, &self.service.limits, is_closing);
     }
 
     /// Drops what is closed.
@@ -636,8 +717,17 @@ impl Engine {
             if find(&mut self.connections, id).is_none() {
                 continue;
             }
-            let connection = self.connections.remove(id.slot as usize);
-            debug!(peer = %connection.peer, slot = id.slot, %reason, "connection closed");
+            let mut connection = self.connections.remove(id.slot as usize);
+            if reason.is_bound() {
+                info!(peer = %connection.peer, slot = id.slot, %reason, "connection closed");
+            } else {
+                debug!(peer = %connection.peer, slot = id.slot, %reason, "connection closed");
+            }
+            self.deadlines.forget(id, &mut connection.wait);
+            self.service.held_bytes -= connection.counted_bytes;
+            if !connection.is_turned_away {
+                self.admission.leave(connection.peer, &self.service.limits);
+            }
             for (_, delivery) in &connection.deliveries {
                 self.service.claims.remove(delivery);
             }
@@ -651,7 +741,7 @@ impl Engine {
                 Phase::Upload(upload) => {
                     self.service.forget_upload(upload.transfer, &upload.envelope, upload.bytes, host);
                 }
-                Phase::Download(download) => self.service.forget_download(download.transfer, host),
+                Phase::Download(download) => self.service.forget_download(download, host),
                 _ => {}
             }
             host.close(id);

@@ -48,6 +48,14 @@ pub(crate) struct Inbox {
     is_held: Vec<bool>,
 }
 
+impl Inbox {
+    /// The memory of its records, those that are read included.
+    pub(crate) fn held_bytes(&self) -> usize {
+        let records: usize = self.entries.iter().map(|entry| entry.place().bytes as usize).sum();
+        records + self.entries.capacity() * size_of::<Entry>()
+    }
+}
+
 impl Service {
     /// Writes an INBOX reply, or has its texts read first. Its messages count as delivered once its last byte is taken by
     /// the kernel.

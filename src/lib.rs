@@ -33,6 +33,7 @@
 //! - What a peer can make the server hold or do at once is bounded, by a field of [`limits::Limits`].
 
 pub mod admin;
+pub(crate) mod admission;
 pub mod aligned;
 pub mod backup;
 pub mod buffer;
@@ -42,13 +43,16 @@ pub mod checkpoint;
 pub mod claims;
 pub mod cli;
 pub mod client;
+pub mod clock;
 pub mod command;
 pub mod compaction;
 pub mod connection;
 pub mod content;
 pub mod data;
+pub(crate) mod deadline;
 pub mod download;
 pub mod engine;
+pub mod failures;
 pub(crate) mod field;
 pub mod files;
 pub mod inbox;

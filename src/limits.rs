@@ -25,9 +25,21 @@ const SEGMENT_BYTES_MOST: u64 = GIB;
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Limits")]
 pub struct Limits {
-    /// Connections at once; this and transfers at once are lowered at start to what the file descriptor limit allows
-    #[arg(long, env = "KURIR_CONNECTIONS_MAX", value_name = "N", default_value_t = 100_000)]
+    /// Connections at once; `fit` is as many as the file descriptor limit allows, which is raised as far as it goes
+    #[arg(long, env = "KURIR_CONNECTIONS_MAX", value_name = "N", value_parser = count_or_fit, default_value = "fit")]
     pub connections_max: usize,
+
+    /// Connections at once from one address (a /64 of IPv6), and never more than half of all; loopback is not counted
+    #[arg(long, env = "KURIR_CONNECTIONS_PER_ADDRESS_MAX", value_name = "N", default_value_t = 1000)]
+    pub connections_per_address_max: usize,
+
+    /// Connections at once to the admin socket; they come on top of the others
+    #[arg(long, env = "KURIR_ADMIN_CONNECTIONS_MAX", value_name = "N", default_value_t = 16)]
+    pub admin_connections_max: usize,
+
+    /// What is counted for each address is counted for loopback addresses too; with a proxy in front they are everybody's
+    #[arg(long, env = "KURIR_LIMIT_LOOPBACK", value_parser = clap::builder::BoolishValueParser::new())]
+    pub limit_loopback: bool,
 
     /// Connections accepted in one turn of the loop
     #[arg(long, env = "KURIR_ACCEPTS_PER_TURN_MAX", value_name = "N", default_value_t = 64)]
@@ -37,11 +49,11 @@ pub struct Limits {
     #[arg(long, env = "KURIR_REQUESTS_PER_TURN_MAX", value_name = "N", default_value_t = 512)]
     pub requests_per_turn_max: usize,
 
-    /// Bytes of one connection read in one turn of the loop
+    /// Bytes of one connection read, and of answers made for it, in one turn of the loop
     #[arg(long, env = "KURIR_READ_BYTES_PER_TURN_MAX", value_name = "BYTES", value_parser = bytes, default_value = "256KiB")]
     pub read_bytes_per_turn_max: u64,
 
-    /// Bytes of all connections together read in one turn, and of files that they are given
+    /// Bytes of all connections together read, and of answers made for them, in one turn of the loop
     #[arg(long, env = "KURIR_BYTES_PER_TURN_MAX", value_name = "BYTES", value_parser = bytes, default_value = "1MiB")]
     pub bytes_per_turn_max: u64,
 
@@ -56,6 +68,34 @@ pub struct Limits {
     /// Output waiting for one peer at which no more of its requests are served until it reads
     #[arg(long, env = "KURIR_OUTPUT_BYTES_HIGH", value_name = "BYTES", value_parser = bytes, default_value = "1MiB")]
     pub output_bytes_high: u64,
+
+    /// Output waiting for one peer at which it is closed at once
+    #[arg(long, env = "KURIR_OUTPUT_BYTES_MAX", value_name = "BYTES", value_parser = bytes, default_value = "32MiB")]
+    pub output_bytes_max: u64,
+
+    /// Memory that all connections hold together; past it, those are closed that have kept the server waiting longest
+    #[arg(long, env = "KURIR_CONNECTIONS_BYTES_MAX", value_name = "BYTES", value_parser = bytes, default_value = "256MiB")]
+    pub connections_bytes_max: u64,
+
+    /// Time between two requests; 0 for no limit, here and for the next four
+    #[arg(long, env = "KURIR_IDLE_MS_MAX", value_name = "MS", default_value_t = 1_800_000)]
+    pub idle_ms_max: u64,
+
+    /// Time to the first complete request
+    #[arg(long, env = "KURIR_FIRST_REQUEST_MS_MAX", value_name = "MS", default_value_t = 60_000)]
+    pub first_request_ms_max: u64,
+
+    /// Time to the first token that is good, or AUTH that gives one, whatever else comes before
+    #[arg(long, env = "KURIR_AUTH_MS_MAX", value_name = "MS", default_value_t = 120_000)]
+    pub auth_ms_max: u64,
+
+    /// Time for a request line that has begun, or for each 64 KiB of a file
+    #[arg(long, env = "KURIR_LINE_MS_MAX", value_name = "MS", default_value_t = 60_000)]
+    pub line_ms_max: u64,
+
+    /// Time for a peer to read what waits for it, or 64 KiB of that
+    #[arg(long, env = "KURIR_OUTPUT_MS_MAX", value_name = "MS", default_value_t = 60_000)]
+    pub output_ms_max: u64,
 
     /// Messages in one INBOX reply
     #[arg(long, env = "KURIR_INBOX_MESSAGES_MAX", value_name = "N", default_value_t = 10_000)]
@@ -93,6 +133,10 @@ pub struct Limits {
     #[arg(long, env = "KURIR_FILES_BYTES_MAX", value_name = "BYTES", value_parser = bytes, default_value = "1TiB")]
     pub files_bytes_max: u64,
 
+    /// Files in one user's list, sent and received, at which nobody else can send it more
+    #[arg(long, env = "KURIR_LISTED_FILES_MAX", value_name = "N", default_value_t = 20_000)]
+    pub listed_files_max: usize,
+
     /// Uploads at once; each holds at most 256 KiB of memory
     #[arg(long, env = "KURIR_UPLOADS_MAX", value_name = "N", default_value_t = 256)]
     pub uploads_max: usize,
@@ -101,13 +145,57 @@ pub struct Limits {
     #[arg(long, env = "KURIR_DOWNLOADS_MAX", value_name = "N", default_value_t = 256)]
     pub downloads_max: usize,
 
+    /// Uploads and downloads of one user at once
+    #[arg(long, env = "KURIR_TRANSFERS_PER_USER_MAX", value_name = "N", default_value_t = 32)]
+    pub transfers_per_user_max: usize,
+
     /// Logins and other password work waiting at once
     #[arg(long, env = "KURIR_PASSWORD_QUEUE_MAX", value_name = "N", default_value_t = 64)]
     pub password_queue_max: usize,
 
+    /// The same from one address; loopback is not counted
+    #[arg(long, env = "KURIR_PASSWORD_QUEUE_PER_ADDRESS_MAX", value_name = "N", default_value_t = 16)]
+    pub password_queue_per_address_max: usize,
+
+    /// Wrong passwords for one account from one address before it must wait: a second, and twice as long each time
+    #[arg(long, env = "KURIR_LOGIN_FAILURES_MAX", value_name = "N", default_value_t = 5)]
+    pub login_failures_max: u32,
+
+    /// The same from one address for all accounts together; loopback is not counted
+    #[arg(long, env = "KURIR_LOGIN_FAILURES_PER_ADDRESS_MAX", value_name = "N", default_value_t = 50)]
+    pub login_failures_per_address_max: u32,
+
+    /// The longest such wait; failures are forgotten once none has come for twice as long
+    #[arg(long, env = "KURIR_LOGIN_DELAY_MS_MAX", value_name = "MS", default_value_t = 900_000)]
+    pub login_delay_ms_max: u64,
+
+    /// Addresses, and accounts with addresses, whose failures are counted at once; past it the oldest are forgotten
+    #[arg(long, env = "KURIR_LOGIN_FAILURES_KEPT_MAX", value_name = "N", default_value_t = 65_536)]
+    pub login_failures_kept_max: usize,
+
     /// Tokens that one user holds; a new login past it ends the token used longest ago
     #[arg(long, env = "KURIR_TOKENS_PER_USER_MAX", value_name = "N", default_value_t = 100)]
     pub tokens_per_user_max: usize,
+
+    /// Accounts
+    #[arg(long, env = "KURIR_USERS_MAX", value_name = "N", default_value_t = 1_000_000)]
+    pub users_max: usize,
+
+    /// Groups
+    #[arg(long, env = "KURIR_GROUPS_MAX", value_name = "N", default_value_t = 1_000_000)]
+    pub groups_max: usize,
+
+    /// Groups that one user is a member of
+    #[arg(long, env = "KURIR_GROUPS_PER_USER_MAX", value_name = "N", default_value_t = 100)]
+    pub groups_per_user_max: usize,
+
+    /// Members of one group
+    #[arg(long, env = "KURIR_MEMBERS_PER_GROUP_MAX", value_name = "N", default_value_t = 5000)]
+    pub members_per_group_max: usize,
+
+    /// Groups that one user, and that one address, may make a minute; 0 for no limit
+    #[arg(long, env = "KURIR_GROUPS_PER_MINUTE_MAX", value_name = "N", default_value_t = 10)]
+    pub groups_per_minute_max: u32,
 
     /// One segment of the journal, which is made before it is needed; it counts when a data directory is begun
     #[arg(long, env = "KURIR_SEGMENT_BYTES", value_name = "BYTES", value_parser = bytes, default_value = "16MiB")]
@@ -141,6 +229,12 @@ impl Limits {
             ("inbox-messages-max", self.inbox_messages_max as u64),
             ("password-queue-max", self.password_queue_max as u64),
             ("tokens-per-user-max", self.tokens_per_user_max as u64),
+            ("connections-per-address-max", self.connections_per_address_max as u64),
+            ("admin-connections-max", self.admin_connections_max as u64),
+            ("password-queue-per-address-max", self.password_queue_per_address_max as u64),
+            ("login-failures-max", u64::from(self.login_failures_max)),
+            ("login-failures-per-address-max", u64::from(self.login_failures_per_address_max)),
+            ("login-failures-kept-max", self.login_failures_kept_max as u64),
         ];
         if let Some((flag, _)) = counts.into_iter().find(|(_, count)| *count == 0) {
             return Err(format!("--{flag} is at least 1"));
@@ -154,6 +248,12 @@ impl Limits {
         }
         if self.segment_bytes / 4 < self.line_bytes_max {
             return Err("--segment-bytes is at least four times --line-bytes-max".to_owned());
+        }
+        if self.output_bytes_max < self.output_bytes_high.saturating_add(self.inbox_bytes_max) {
+            return Err("--output-bytes-max is at least --output-bytes-high and --inbox-bytes-max together".to_owned());
+        }
+        if self.connections_bytes_max < self.output_bytes_max {
+            return Err("--connections-bytes-max is at least --output-bytes-max".to_owned());
         }
         Ok(())
     }
@@ -169,7 +269,10 @@ impl Default for Limits {
     /// The same values as the flags' defaults; a test holds the two equal.
     fn default() -> Self {
         Self {
-            connections_max: 100_000,
+            connections_max: usize::MAX,
+            connections_per_address_max: 1000,
+            admin_connections_max: 16,
+            limit_loopback: false,
             accepts_per_turn_max: 64,
             requests_per_turn_max: 512,
             read_bytes_per_turn_max: 256 * KIB,
@@ -177,6 +280,13 @@ impl Default for Limits {
             line_bytes_max: 64 * KIB,
             discard_bytes_max: 16 * MIB,
             output_bytes_high: MIB,
+            output_bytes_max: 32 * MIB,
+            connections_bytes_max: 256 * MIB,
+            idle_ms_max: 1_800_000,
+            first_request_ms_max: 60_000,
+            auth_ms_max: 120_000,
+            line_ms_max: 60_000,
+            output_ms_max: 60_000,
             inbox_messages_max: 10_000,
             inbox_bytes_max: 8 * MIB,
             mailbox_messages_max: 100_000,
@@ -186,10 +296,22 @@ impl Default for Limits {
             user_bytes_max: 10 * GIB,
             user_files_max: 10_000,
             files_bytes_max: TIB,
+            listed_files_max: 20_000,
             uploads_max: 256,
             downloads_max: 256,
+            transfers_per_user_max: 32,
             password_queue_max: 64,
+            password_queue_per_address_max: 16,
+            login_failures_max: 5,
+            login_failures_per_address_max: 50,
+            login_delay_ms_max: 900_000,
+            login_failures_kept_max: 65_536,
             tokens_per_user_max: 100,
+            users_max: 1_000_000,
+            groups_max: 1_000_000,
+            groups_per_user_max: 100,
+            members_per_group_max: 5000,
+            groups_per_minute_max: 10,
             segment_bytes: 16 * MIB,
             checkpoint_bytes: 256 * MIB,
             linger_ms_max: 1_000,
@@ -215,6 +337,17 @@ pub fn bytes(text: &str) -> Result<u64, String> {
     };
     let number: u64 = digits.parse().map_err(|_| "a size starts with a whole number, as in 64MiB".to_owned())?;
     number.checked_mul(factor).ok_or_else(|| "this size is larger than 64 bits hold".to_owned())
+}
+
+/// Reads a count, or `fit` for as many as there can be.
+///
+/// # Errors
+/// A text that says what is known.
+fn count_or_fit(text: &str) -> Result<usize, String> {
+    if text == "fit" {
+        return Ok(usize::MAX);
+    }
+    text.parse().map_err(|_| "it is a whole number, or fit".to_owned())
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::io::{self, ErrorKind};
 
+use crate::clock::Clock;
 use crate::connection::{ConnectionId, Peer};
 use crate::engine::{Completion, Engine, Host, Job};
 use crate::files::TransferId;
@@ -28,7 +29,7 @@ pub struct Local<W> {
     /// Who does its jobs.
     pub workers: W,
     world: World,
-    now: u64,
+    now: Clock,
 }
 
 /// What the engine sees of the world.
@@ -54,7 +55,7 @@ struct Pipe {
 impl<W: Workers> Local<W> {
     /// Starts at the time `now`, in milliseconds since 1970, UTC.
     pub fn new(engine: Engine, workers: W, now: u64) -> Self {
-        Self { engine, workers, world: World::default(), now }
+        Self { engine, workers, world: World::default(), now: Clock::at(now) }
     }
 
     /// Connects.
@@ -105,9 +106,15 @@ impl<W: Workers> Local<W> {
         self.engine.ready(id, false, true);
     }
 
-    /// Moves the clock.
-    pub fn set_now(&mut self, now: u64) {
-        self.now = now;
+    /// Lets time pass.
+    pub fn pass(&mut self, ms: u64) {
+        self.now.utc_ms += ms;
+        self.now.steady_ms += ms;
+    }
+
+    /// Has somebody set the clock.
+    pub fn set_utc(&mut self, utc_ms: u64) {
+        self.now.utc_ms = utc_ms;
     }
 
     /// One turn, and then every job that there is.

@@ -23,6 +23,7 @@ use socket2::{Domain, Protocol, SockRef, TcpKeepalive, Type};
 use tracing::{debug, info, warn};
 
 use crate::admin::{self, AdminError};
+use crate::clock::Clock;
 use crate::connection::{ConnectionId, Peer};
 use crate::data;
 use crate::engine::{Engine, Host, Job, Registration};
@@ -127,6 +128,7 @@ pub struct Server {
     signals: Signals,
     engine: Engine,
     listeners: Vec<Listener>,
+    started: Instant,
     net: Net,
     admin_socket: PathBuf,
     /// With this, a signal ends the process at once.
@@ -178,6 +180,10 @@ impl Server {
         fit_to_file_limit(&mut limits)?;
         // A taken port leaves no data directory behind.
         let sockets = bind(&listen)?;
+        let exposed: Vec<&SocketAddr> = listen.iter().filter(|address| !is_loopback(address.ip())).collect();
+        if !exposed.is_empty() {
+            warn!(?exposed, "traffic is not encrypted, and passwords are in it: put a TLS proxy or a tunnel in front");
+        }
         let mut store = Store::open(&data, limits.segment_bytes, sync).map_err(ServerError::Store)?;
         if store.log.line_bytes_max() < limits.line_bytes_max {
             return Err(ServerError::Lines(store.log.line_bytes_max()));
@@ -213,7 +219,17 @@ impl Server {
         let registration_open = registration.is_open;
         info!(?sync, connections_max, uploads_max, downloads_max, registration_open, "serving");
         let net = Net { registry, sockets: Vec::new(), threads };
-        Ok(Self { poll, signals, engine, listeners, net, admin_socket, is_stopping, _directory: directory })
+        Ok(Self {
+            poll,
+            signals,
+            engine,
+            listeners,
+            started: Instant::now(),
+            net,
+            admin_socket,
+            is_stopping,
+            _directory: directory,
+        })
     }
 
     /// Where it listens, with the real ports.
@@ -259,7 +275,7 @@ impl Server {
                 self.engine.complete(report.map_err(ServerError::Work)?);
             }
             self.accept(Instant::now());
-            self.engine.turn(clock(), &mut self.net);
+            self.engine.turn(self.clock(), &mut self.net);
             if self.engine.is_stopped() {
                 break;
             }
@@ -278,6 +294,12 @@ impl Server {
         finished
     }
 
+    fn clock(&self) -> Clock {
+        let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        let utc = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Clock { utc_ms: ms(utc), steady_ms: ms(self.started.elapsed()) }
+    }
+
     fn timeout(&self, now: Instant, stop_by: Option<Instant>) -> Duration {
         if self.engine.has_work() {
             return Duration::ZERO;
@@ -289,7 +311,8 @@ impl Server {
         };
         let retry = self.listeners.iter().filter_map(until).min();
         let stop = stop_by.map(|deadline| deadline.saturating_duration_since(now));
-        let engine = self.engine.next_deadline().map(|at| Duration::from_millis(at.saturating_sub(clock())));
+        let engine =
+            self.engine.next_deadline().map(|at| Duration::from_millis(at.saturating_sub(self.clock().steady_ms)));
         [retry, stop, engine].into_iter().flatten().min().unwrap_or(SLEEP_MAX).min(SLEEP_MAX)
     }
 
@@ -315,12 +338,12 @@ impl Server {
             listener.retry_at = None;
             let mut turned_away = 0;
             for _ in 0..self.engine.limits().accepts_per_turn_max {
-                turned_away += usize::from(self.engine.is_full());
-                if !listener.is_ready || turned_away > TURNED_AWAY_PER_TURN_MAX {
+                if !listener.is_ready || turned_away >= TURNED_AWAY_PER_TURN_MAX {
                     break;
                 }
                 match listener.accept() {
                     Ok((socket, peer)) => {
+                        turned_away += usize::from(!self.engine.admits(peer));
                         let id = self.engine.open(peer);
                         self.net.insert(id, socket);
                     }
@@ -487,12 +510,6 @@ fn keepalive() -> TcpKeepalive {
     TcpKeepalive::new().with_time(Duration::from_secs(60)).with_interval(Duration::from_secs(15)).with_retries(4)
 }
 
-/// Milliseconds since 1970, UTC.
-fn clock() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
-}
-
 fn connection_id(token: usize) -> ConnectionId {
     let part = |bits: usize| u32::try_from(bits & 0xffff_ffff).unwrap_or_default();
     ConnectionId { slot: part(token), generation: part(token >> 32) }
@@ -563,10 +580,16 @@ fn fit_to_file_limit(limits: &mut Limits) -> Result<(), ServerError> {
             .map_err(|error| ServerError::Setup("raise the file limit", error.into()))?;
     }
     let files = usize::try_from(maximum.unwrap_or(u64::MAX)).unwrap_or(usize::MAX);
-    let free = files - FILES_RESERVED.min(files / 2);
+    let reserved = FILES_RESERVED.min(files / 2);
+    let free = files - reserved;
     limits.uploads_max = limits.uploads_max.min(free / 4);
     limits.downloads_max = limits.downloads_max.min(free / 4);
-    limits.connections_max = limits.connections_max.min(free - limits.uploads_max - limits.downloads_max);
+    let most = free - limits.uploads_max - limits.downloads_max;
+    if limits.connections_max != usize::MAX && limits.connections_max > most {
+        warn!(most, "the file descriptor limit does not allow so many connections as --connections-max says");
+    }
+    limits.connections_max = limits.connections_max.min(most);
+    limits.connections_per_address_max = limits.connections_per_address_max.min(limits.connections_max.div_ceil(2));
     Ok(())
 }
 

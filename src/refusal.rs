@@ -27,6 +27,9 @@ pub enum Refusal {
     NotOwner,
     AlreadyMember,
     WrongSecret,
+    GroupFull,
+    /// The user is a member of as many as it may.
+    TooManyGroups,
     NameTaken,
     InvalidName,
     InvalidPassword,
@@ -77,6 +80,8 @@ impl Refusal {
             Self::NotOwner => ("bukan pemilik group", "not the owner of this group"),
             Self::AlreadyMember => ("sudah menjadi anggota", "already a member of this group"),
             Self::WrongSecret => ("sandi group salah", "wrong group secret"),
+            Self::GroupFull => ("group penuh", "the group has as many members as it may"),
+            Self::TooManyGroups => ("terlalu banyak group", "the user is a member of as many groups as it may"),
             Self::NameTaken => ("nama sudah dipakai", "this name is taken"),
             Self::InvalidName => {
                 ("nama tidak valid", "a name is 1 to 32 letters, digits, dots, underscores or hyphens")
@@ -89,7 +94,7 @@ impl Refusal {
             Self::MailboxFull => ("kotak masuk tujuan penuh", "the mailbox is full"),
             Self::MailboxUnreadable => ("kotak masuk tidak terbaca", "the mailbox cannot be read from the disk"),
             Self::RegistrationClosed => ("pendaftaran ditutup", "registration is closed"),
-            Self::ServerFull => ("server penuh", "the server has no room for another connection"),
+            Self::ServerFull => ("server penuh", "the server is full"),
             Self::ServerBusy => ("server sibuk, coba lagi", "the server is busy, try again"),
             Self::StorageFull => ("penyimpanan server penuh", "the server's disk is full"),
             Self::Incomplete(_) => ("parameter tidak lengkap", "a parameter is missing"),
@@ -101,7 +106,7 @@ impl Refusal {
 }
 
 /// Those whose text never changes.
-const FIXED: [Refusal; 24] = [
+const FIXED: [Refusal; 26] = [
     Refusal::UnknownRequest,
     Refusal::NotUtf8,
     Refusal::LineTooLong,
@@ -113,6 +118,8 @@ const FIXED: [Refusal; 24] = [
     Refusal::NotOwner,
     Refusal::AlreadyMember,
     Refusal::WrongSecret,
+    Refusal::GroupFull,
+    Refusal::TooManyGroups,
     Refusal::NameTaken,
     Refusal::InvalidName,
     Refusal::InvalidPassword,

@@ -7,6 +7,7 @@ use crate::buffer::Line;
 use crate::command;
 use crate::connection::{CloseReason, Connection, Phase};
 use crate::content;
+use crate::deadline::{PROGRESS_BYTES, Stage};
 use crate::download;
 use crate::engine::Host;
 use crate::refusal::Refusal;
@@ -40,6 +41,7 @@ pub(crate) fn serve_within_budget(
     is_stopping: bool,
     bytes_left: &mut u64,
 ) -> Result<Stop, CloseReason> {
+    connection.is_starved = false;
     let mut requests_left = service.limits.requests_per_turn_max;
     let backlog_max = usize::try_from(service.limits.output_bytes_high).unwrap_or(usize::MAX);
     loop {
@@ -50,10 +52,11 @@ pub(crate) fn serve_within_budget(
             if connection.write.backlog() > backlog_max {
                 return Ok(Stop::Waiting);
             }
-            let step = step(connection, service, host)?;
-            let given = std::mem::take(&mut service.given_bytes);
-            *bytes_left = bytes_left.saturating_sub(given);
-            if given > 0 && *bytes_left == 0 {
+            let step = step(connection, service, host);
+            let made = connection.take_output_made() + std::mem::take(&mut service.work_bytes);
+            *bytes_left = bytes_left.saturating_sub(made);
+            let step = step?;
+            if made > 0 && *bytes_left == 0 {
                 return Ok(Stop::Budget);
             }
             match step {
@@ -69,6 +72,7 @@ pub(crate) fn serve_within_budget(
             return Err(CloseReason::Ended);
         }
         if !connection.is_readable {
+            connection.is_starved = true;
             return if is_stopping { Err(CloseReason::ServerStops) } else { Ok(Stop::Waiting) };
         }
         if is_stopping && connection.read_in_stop > STOP_READ_BYTES_MAX {
@@ -205,6 +209,8 @@ fn handle_line(
     if request::is_blank(line) {
         return whole.len();
     }
+    connection.wait.reach(Stage::Stranger);
+    connection.progress += PROGRESS_BYTES;
     match request::parse(line, connection.peer.audience()) {
         Ok(request) => {
             let content = request.content_at.and_then(|at| whole.get(at..));
@@ -234,7 +240,7 @@ fn begin_file(connection: &mut Connection, service: &mut Service, host: &mut imp
     service.answer(connection, request.spec, host, |context| command::handle(context, &request, None));
     if !matches!(connection.phase, Phase::Upload(_)) {
         // A peer that may send files has this one on its way in good faith; others have less patience coming.
-        let is_known = command::is_authorised(&service.state, request.parameter(0), service.now);
+        let is_known = command::is_authorised(&service.state, request.parameter(0), service.now.utc_ms);
         let discard = if is_known { service.upload_discard_bytes() } else { service.limits.discard_bytes_max };
         connection.phase = Phase::Discard(discard);
     }
@@ -265,6 +271,7 @@ fn discard_step(connection: &mut Connection, left: u64) -> Result<Step, CloseRea
     let end = memchr::memchr(b'\n', pending);
     let count = end.unwrap_or(pending.len());
     let left = left.checked_sub(count as u64).ok_or(CloseReason::LineWithoutEnd)?;
+    connection.progress += count as u64;
     connection.read.consume(count + usize::from(end.is_some()));
     match end {
         Some(_) => {

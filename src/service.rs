@@ -3,13 +3,18 @@
 //! [`crate::download`].) It knows no buffers but the one that a reply is written to.
 
 use std::collections::{HashMap, VecDeque};
+use std::hash::Hash;
+use std::net::IpAddr;
 
 use crate::backup::Point;
-use crate::change::{Change, FileId, Lsn};
+use crate::change::{Change, FileId, Lsn, UserId};
 use crate::claims::Claims;
+use crate::clock::Clock;
 use crate::command::{Context, LastToken, Outcome, PasswordWork, Task};
 use crate::connection::{Connection, ConnectionId, Delivery, Peer, Phase};
+use crate::deadline::Stage;
 use crate::engine::{Host, Job, Registration};
+use crate::failures::Failures;
 use crate::files::TransferId;
 use crate::limits::Limits;
 use crate::log::{Log, Need};
@@ -31,20 +36,30 @@ pub(crate) struct Service {
     pub(crate) state: State,
     pub(crate) log: Log,
     pub(crate) claims: Claims,
-    pub(crate) registrations: Throttle,
+    pub(crate) registrations: Throttle<IpAddr>,
     pub(crate) is_registration_open: bool,
-    pub(crate) now: u64,
+    /// Groups that are made, by users and by addresses.
+    pub(crate) foundings: (Throttle<UserId>, Throttle<IpAddr>),
+    /// Wrong passwords.
+    pub(crate) failures: Failures,
+    pub(crate) now: Clock,
     pub(crate) inbox: InboxWriter,
-    pub(crate) password_jobs: usize,
+    /// Password work that is not done: for whom, and from which address where that is counted.
+    password_jobs: HashMap<ConnectionId, Option<IpAddr>>,
+    password_jobs_by_network: HashMap<IpAddr, usize>,
     pub(crate) transfers_next: u64,
     pub(crate) files_next: u64,
     /// Who waits for what becomes of a transfer.
     pub(crate) transfers: HashMap<TransferId, ConnectionId>,
     pub(crate) uploads: usize,
+    /// Uploads and downloads of each user.
+    transfers_by_user: HashMap<UserId, usize>,
     /// The bytes of uploads that are not stored yet.
     pub(crate) incoming: Incoming,
-    /// Bytes of files that were put into write buffers, until they are counted against the turn.
-    pub(crate) given_bytes: u64,
+    /// What handlers have done beside writing an answer, in bytes, until it is counted against the turn.
+    pub(crate) work_bytes: u64,
+    /// The memory that all connections hold.
+    pub(crate) held_bytes: usize,
     /// What is handled at once of a file.
     pub(crate) block_bytes: usize,
     /// Memory for the block of a file that is handled now.
@@ -73,21 +88,25 @@ impl Service {
     pub(crate) fn new(limits: Limits, registration: Registration, state: State, log: Log, holdings: Holdings) -> Self {
         let files_next = state.next_file().0;
         Self {
-            limits,
             state,
             log,
             claims: Claims::default(),
             registrations: Throttle::new(registration.per_minute_max),
             is_registration_open: registration.is_open,
-            now: 0,
+            foundings: (Throttle::new(limits.groups_per_minute_max), Throttle::new(limits.groups_per_minute_max)),
+            failures: Failures::default(),
+            now: Clock::default(),
             inbox: InboxWriter::default(),
-            password_jobs: 0,
+            password_jobs: HashMap::new(),
+            password_jobs_by_network: HashMap::new(),
             transfers_next: 0,
             files_next,
             transfers: HashMap::new(),
             uploads: 0,
+            transfers_by_user: HashMap::new(),
             incoming: Incoming::default(),
-            given_bytes: 0,
+            work_bytes: 0,
+            held_bytes: 0,
             block_bytes: BLOCK_BYTES,
             scratch: Vec::new(),
             storing: HashMap::new(),
@@ -95,6 +114,7 @@ impl Service {
             delivered: VecDeque::new(),
             upkeep: Upkeep::new(holdings),
             removals: VecDeque::new(),
+            limits,
         }
     }
 
@@ -105,6 +125,10 @@ impl Service {
             claims: &self.claims,
             limits: &self.limits,
             registrations: &mut self.registrations,
+            foundings: &mut self.foundings,
+            failures: &mut self.failures,
+            work_bytes: &mut self.work_bytes,
+            is_authorised: false,
             is_registration_open: self.is_registration_open,
             now: self.now,
             token: &mut self.token,
@@ -137,11 +161,17 @@ impl Service {
                 None
             }
         };
+        if context.is_authorised {
+            connection.wait.reach(Stage::Known);
+        }
         match task {
+            Some(Task::Inbox(_) | Task::Upload(_) | Task::Download(..)) if self.is_memory_short() => {
+                self.refuse(connection, Refusal::ServerBusy, Some(spec));
+            }
             Some(Task::Password(work)) => self.begin_password(connection, work, host),
             Some(Task::Inbox(user)) => self.deliver(connection, spec, user, host),
             Some(Task::Upload(envelope)) => self.begin_upload(connection, spec, envelope),
-            Some(Task::Download(file)) => self.begin_download(connection, spec, file, host),
+            Some(Task::Download(user, file)) => self.begin_download(connection, spec, user, file, host),
             Some(Task::Hold) => self.hold(connection, spec),
             None => {
                 let shows_nothing = matches!(spec.verb, Verb::Ping | Verb::Help);
@@ -157,13 +187,80 @@ impl Service {
 
     pub(crate) fn begin_password(&mut self, connection: &mut Connection, work: PasswordWork, host: &mut impl Host) {
         let PasswordWork { check, hash, pending } = work;
-        if self.password_jobs >= self.limits.password_queue_max {
+        let network = connection.peer.network_counted(&self.limits);
+        let from_here = network.and_then(|network| self.password_jobs_by_network.get(&network)).copied().unwrap_or(0);
+        let limits = &self.limits;
+        if self.password_jobs.len() >= limits.password_queue_max || from_here >= limits.password_queue_per_address_max {
             self.refuse(connection, Refusal::ServerBusy, Some(pending.spec));
             return;
         }
-        self.password_jobs += 1;
+        self.password_jobs.insert(connection.id, network);
+        if let Some(network) = network {
+            *self.password_jobs_by_network.entry(network).or_default() += 1;
+        }
         connection.phase = Phase::Password(pending);
         host.submit(Job::Password(PasswordJob { connection: connection.id, check, hash }));
+    }
+
+    /// Password work is done, whether the one who asked for it is still there or not.
+    pub(crate) fn end_password(&mut self, connection: ConnectionId) {
+        if let Some(Some(network)) = self.password_jobs.remove(&connection) {
+            count_down(&mut self.password_jobs_by_network, &network);
+        }
+    }
+
+    /// One more transfer of a user, if that is not one too many.
+    pub(crate) fn admit_transfer(&mut self, user: UserId) -> bool {
+        let transfers = self.transfers_by_user.get(&user).copied().unwrap_or(0);
+        if transfers >= self.limits.transfers_per_user_max {
+            return false;
+        }
+        self.transfers_by_user.insert(user, transfers + 1);
+        true
+    }
+
+    /// One less.
+    pub(crate) fn end_transfer(&mut self, user: UserId) {
+        count_down(&mut self.transfers_by_user, &user);
+    }
+
+    /// Panics when a count is not what these connections make it.
+    pub(crate) fn assert_counts<'c>(&self, connections: impl Iterator<Item = &'c Connection>) {
+        let mut transfers: HashMap<UserId, usize> = HashMap::new();
+        let mut uploads = self.storing.len();
+        for storing in self.storing.values() {
+            *transfers.entry(storing.envelope.from).or_default() += 1;
+        }
+        for connection in connections {
+            let user = match &connection.phase {
+                Phase::Upload(upload) => upload.envelope.from,
+                Phase::Download(download) => download.user,
+                Phase::Password(_) => {
+                    assert!(self.password_jobs.contains_key(&connection.id), "password work that is not counted");
+                    continue;
+                }
+                _ => continue,
+            };
+            uploads += usize::from(matches!(connection.phase, Phase::Upload(_)));
+            *transfers.entry(user).or_default() += 1;
+        }
+        assert_eq!(transfers, self.transfers_by_user, "transfers of each user");
+        assert_eq!(uploads, self.uploads, "uploads");
+        let jobs: usize = self.password_jobs.values().flatten().count();
+        assert_eq!(jobs, self.password_jobs_by_network.values().sum::<usize>(), "password work of each address");
+    }
+
+    /// Counts the memory that the connection holds now.
+    pub(crate) fn count_held(&mut self, connection: &mut Connection) {
+        connection.shrink();
+        let held = connection.held_bytes();
+        self.held_bytes = self.held_bytes - connection.counted_bytes + held;
+        connection.counted_bytes = held;
+    }
+
+    /// True when what connections hold leaves no room for one more long answer or transfer.
+    fn is_memory_short(&self) -> bool {
+        self.held_bytes as u64 >= self.limits.connections_bytes_max
     }
 
     /// Keeps everything on the disk that is there now, as long as the connection lasts, and says what that is.
@@ -204,7 +301,7 @@ impl Service {
 
     pub(crate) fn expire_sessions(&mut self) {
         for _ in 0..SESSIONS_EXPIRED_PER_TURN_MAX {
-            let Some(session) = self.state.session_expired(self.now) else { return };
+            let Some(session) = self.state.session_expired(self.now.utc_ms) else { return };
             let change = Change::SessionClosed { session };
             let Ok(place) = self.log.append(&change, Need::Less) else { return };
             self.state.apply(&change, place);
@@ -214,12 +311,22 @@ impl Service {
     /// What this turn does for the disk.
     pub(crate) fn keep_up(&mut self, host: &mut impl Host) {
         let Self { upkeep, state, log, limits, now, .. } = self;
-        upkeep.turn(state, log, limits.checkpoint_bytes, *now, host);
+        upkeep.turn(state, log, limits.checkpoint_bytes, now.steady_ms, host);
     }
 
     /// The bytes of a file that nobody lists any more go once that is durable.
     pub(crate) fn collect_removals(&mut self) {
         let end = self.log.end();
         self.removals.extend(self.state.take_freed_files().into_iter().map(|file| (end, file)));
+    }
+}
+
+/// Counts one less; who has none left is not kept.
+fn count_down<K: Eq + Hash>(counts: &mut HashMap<K, usize>, key: &K) {
+    if let Some(count) = counts.get_mut(key) {
+        *count -= 1;
+        if *count == 0 {
+            counts.remove(key);
+        }
     }
 }

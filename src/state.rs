@@ -78,6 +78,8 @@ pub struct User {
     pub sent_bytes: u64,
     /// How many files those are.
     pub sent_files: usize,
+    /// How many files its list holds.
+    pub listed_files: usize,
 }
 
 impl User {
@@ -91,6 +93,7 @@ impl User {
             files: BTreeMap::new(),
             sent_bytes: 0,
             sent_files: 0,
+            listed_files: 0,
         }
     }
 }
@@ -210,8 +213,14 @@ impl State {
         }
     }
 
+    /// How many users there are.
+    #[must_use]
+    pub fn users_count(&self) -> usize {
+        self.names.len().saturating_sub(self.groups.len())
+    }
+
     /// Every group, in no order.
-    pub fn groups(&self) -> impl Iterator<Item = &Group> {
+    pub fn groups(&self) -> impl ExactSizeIterator<Item = &Group> {
         self.groups.values()
     }
 
@@ -531,6 +540,7 @@ impl State {
             if let Some(account) = self.user_mut(holder) {
                 let listed = account.files.entry(party.clone()).or_default().entry(stored.name.clone()).or_default();
                 listed.push(file);
+                account.listed_files += 1;
             }
         }
         if let Some(sender) = self.user_mut(from) {
@@ -568,6 +578,7 @@ impl State {
         let Some(account) = self.user_mut(user) else { return };
         let Some(names) = account.files.get_mut(party) else { return };
         let dropped = names.remove(name).unwrap_or_default();
+        account.listed_files -= dropped.len();
         if names.is_empty() {
             account.files.remove(party);
         }
@@ -581,7 +592,9 @@ impl State {
         let Some(account) = self.user_mut(user) else { return };
         let Some(names) = account.files.get_mut(party) else { return };
         let Some(files) = names.get_mut(name) else { return };
+        let before = files.len();
         files.retain(|listed| *listed != file);
+        account.listed_files -= before - files.len();
         if files.is_empty() {
             names.remove(name);
         }
@@ -710,7 +723,10 @@ impl State {
             }
             Item::Listing { user, party, name, files } => {
                 if let Some(account) = self.user_mut(*user) {
-                    account.files.entry((*party).into()).or_default().insert((*name).into(), files.clone());
+                    let names = account.files.entry((*party).into()).or_default();
+                    let before = names.insert((*name).into(), files.clone());
+                    account.listed_files += files.len();
+                    account.listed_files -= before.map_or(0, |files| files.len());
                 }
             }
             Item::Entries { user, entries } => {

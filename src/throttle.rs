@@ -1,42 +1,49 @@
-//! How often an address may do what costs the server much: a steady rate, with a minute's worth at once.
+//! How often somebody may do what costs the server much: a steady rate, with a minute's worth at once.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, Ipv6Addr};
+use std::hash::Hash;
 
 const MINUTE_MS: u64 = 60_000;
-/// Above this many addresses, those that have been quiet for a minute are forgotten.
-const ADDRESSES_KEPT: usize = 4096;
+/// Above this many, those that have been quiet for a minute are forgotten.
+const KEPT: usize = 4096;
+/// How often they are looked for.
+const FORGET_MS: u64 = 1000;
+/// So many can be counted at once. Where more than that come in a minute, the newest must wait.
+const KEPT_MAX: usize = 65_536;
 
-/// Counts per address. An address that may act at once has no entry that matters.
+/// Counts for each `K`, be it an address or a user. One that may act at once has no entry that matters.
 #[derive(Debug)]
-pub struct Throttle {
+pub struct Throttle<K> {
     /// Between two acts at the steady rate; none for no limit.
     interval_ms: Option<u64>,
-    /// For each address, the time at which all that it did is paid off.
-    paid_off: HashMap<IpAddr, u64>,
-    forget_above: usize,
+    /// For each, the time at which all that it did is paid off.
+    paid_off: HashMap<K, u64>,
+    /// When those that are quiet are looked for next.
+    forget_at: u64,
 }
 
-impl Throttle {
-    /// At most `per_minute` acts a minute from one address; 0 for no limit.
+impl<K: Eq + Hash> Throttle<K> {
+    /// At most `per_minute` acts a minute by each; 0 for no limit.
     #[must_use]
     pub fn new(per_minute: u32) -> Self {
         let interval_ms = (per_minute > 0).then(|| (MINUTE_MS / u64::from(per_minute)).max(1));
-        Self { interval_ms, paid_off: HashMap::new(), forget_above: ADDRESSES_KEPT }
+        Self { interval_ms, paid_off: HashMap::new(), forget_at: 0 }
     }
 
     /// Counts an act at `now`.
     ///
     /// # Errors
     /// The seconds to wait, if it is one too many; it is not counted then.
-    pub fn act(&mut self, address: IpAddr, now: u64) -> Result<(), u64> {
+    pub fn act(&mut self, who: K, now: u64) -> Result<(), u64> {
         let Some(interval_ms) = self.interval_ms else { return Ok(()) };
-        if self.paid_off.len() > self.forget_above {
+        if self.paid_off.len() >= KEPT && now >= self.forget_at {
             self.paid_off.retain(|_, paid_off| *paid_off > now);
-            // When all of them are busy, look again only after as many more have come.
-            self.forget_above = (self.paid_off.len() * 2).max(ADDRESSES_KEPT);
+            self.forget_at = now + FORGET_MS;
         }
-        let paid_off = self.paid_off.entry(network(address)).or_insert(now);
+        if self.paid_off.len() >= KEPT_MAX && !self.paid_off.contains_key(&who) {
+            return Err(MINUTE_MS / 1000);
+        }
+        let paid_off = self.paid_off.entry(who).or_insert(now);
         let after = (*paid_off).max(now) + interval_ms;
         let owed = after - now;
         if owed > MINUTE_MS {
@@ -47,26 +54,14 @@ impl Throttle {
     }
 }
 
-/// What counts as one address: a whole /64 for IPv6, since one host has all of it.
-fn network(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() >> 64 << 64)),
-        v4 @ IpAddr::V4(_) => v4,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn address(text: &str) -> IpAddr {
-        text.parse().unwrap()
-    }
-
     #[test]
     fn a_minutes_worth_may_come_at_once_and_then_at_the_steady_rate() {
         let mut throttle = Throttle::new(6);
-        let me = address("192.0.2.1");
+        let me = "me";
         for _ in 0..6 {
             assert_eq!(throttle.act(me, 5), Ok(()));
         }
@@ -77,25 +72,33 @@ mod tests {
     }
 
     #[test]
-    fn others_are_not_held_up_but_for_their_own_network() {
+    fn others_are_not_held_up() {
         let mut throttle = Throttle::new(1);
-        assert!(throttle.act(address("192.0.2.1"), 0).is_ok());
-        assert!(throttle.act(address("192.0.2.2"), 0).is_ok());
-        assert!(throttle.act(address("::ffff:192.0.2.2"), 0).is_err());
-        assert!(throttle.act(address("2001:db8::1"), 0).is_ok());
-        assert!(throttle.act(address("2001:db8::ffff"), 0).is_err());
-        assert!(throttle.act(address("2001:db8:0:1::1"), 0).is_ok());
+        assert!(throttle.act(1, 0).is_ok());
+        assert!(throttle.act(2, 0).is_ok());
+        assert!(throttle.act(2, 0).is_err());
+    }
+
+    #[test]
+    fn so_many_are_counted_and_no_more() {
+        let mut throttle = Throttle::new(1);
+        for who in 0..KEPT_MAX {
+            assert!(throttle.act(who, 0).is_ok());
+        }
+        assert_eq!(throttle.act(KEPT_MAX, 0), Err(60));
+        assert_eq!(throttle.paid_off.len(), KEPT_MAX);
+        assert!(throttle.act(KEPT_MAX, 2 * MINUTE_MS).is_ok());
     }
 
     #[test]
     fn zero_is_no_limit_and_quiet_addresses_are_forgotten() {
         let mut free = Throttle::new(0);
-        assert!((0..1000).all(|_| free.act(address("192.0.2.1"), 0).is_ok()));
+        assert!((0..1000).all(|_| free.act("me", 0).is_ok()));
         let mut throttle = Throttle::new(60);
-        for host in 0..=u32::try_from(ADDRESSES_KEPT).unwrap() {
-            throttle.act(IpAddr::V4(host.into()), 0).unwrap();
+        for who in 0..KEPT {
+            throttle.act(who, 0).unwrap();
         }
-        throttle.act(address("192.0.2.1"), MINUTE_MS).unwrap();
+        throttle.act(0, MINUTE_MS).unwrap();
         assert_eq!(throttle.paid_off.len(), 1);
     }
 }

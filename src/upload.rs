@@ -52,6 +52,11 @@ impl Upload {
         }
     }
 
+    /// The memory of its blocks.
+    pub(crate) fn held_bytes(&self) -> usize {
+        self.block.capacity() + self.blocks_out * BLOCK_BYTES
+    }
+
     fn send_block(&mut self, host: &mut impl Host) {
         self.blocks_out += 1;
         let block = std::mem::take(&mut self.block);
@@ -62,7 +67,7 @@ impl Upload {
 impl Service {
     /// From here on, what the connection sends is the content.
     pub(crate) fn begin_upload(&mut self, connection: &mut Connection, spec: &'static Spec, envelope: Envelope) {
-        if self.uploads >= self.limits.uploads_max {
+        if self.uploads >= self.limits.uploads_max || !self.admit_transfer(envelope.from) {
             return self.refuse(connection, Refusal::ServerBusy, Some(spec));
         }
         self.uploads += 1;
@@ -89,6 +94,7 @@ impl Service {
     ) {
         self.transfers.remove(&transfer);
         self.uploads -= 1;
+        self.end_transfer(envelope.from);
         self.incoming.remove(envelope.from, bytes);
         host.submit(Job::File(FileJob::Forget(transfer)));
     }
@@ -126,6 +132,7 @@ pub(crate) fn step(connection: &mut Connection, service: &mut Service, host: &mu
     };
     let decoded = (upload.block.len() - before) as u64;
     upload.bytes += decoded;
+    connection.progress += decoded;
     service.incoming.add(upload.envelope.from, decoded);
     let Upload { envelope, bytes, spec, .. } = &**upload;
     let refusal = match read {

@@ -694,6 +694,7 @@ fn a_shortage_of_file_descriptors_is_said_and_passes() {
     let mut shell = Command::new("sh");
     shell.arg("-c").arg("ulimit -n 64; exec \"$0\" \"$@\"").arg(env!("CARGO_BIN_EXE_kurir"));
     shell.args(["serve", "--demo", "--listen", "127.0.0.1:0", "--data", path]).stdout(std::process::Stdio::piped());
+    shell.args(["--admin-connections-max", "1000"]);
     let server = Server::start(shell, 1);
     let (mut messi, token) = server.login("messi");
     let sedang = "QUJD".repeat(10_000);

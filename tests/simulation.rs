@@ -28,6 +28,7 @@ use base64::engine::general_purpose::STANDARD;
 use common::{LAYOUT_SMALL, MemoryDisk, MemoryWorkers};
 use kurir::backup::Point;
 use kurir::change::{Change, Kept, Lsn};
+use kurir::clock::Clock;
 use kurir::connection::{ConnectionId, Peer};
 use kurir::data::DataDirectory;
 use kurir::engine::{Engine, Host, Job, Registration};
@@ -72,6 +73,7 @@ fn clients_and_the_model_agree_whatever_the_network_does() {
         assert!(seen.dropped > 50, "{seen:?}");
         assert!(seen.refused > 100, "{seen:?}");
         assert!(seen.cut_short > 50, "{seen:?}");
+        assert!(seen.late > 200, "{seen:?}");
         assert!(seen.failed_syncs > 50, "{seen:?}");
         assert!(seen.compactions > 200, "{seen:?}");
         assert!(seen.relocated > 200, "{seen:?}");
@@ -97,6 +99,8 @@ struct Seen {
     /// Files that somebody took off a list.
     dropped: usize,
     refused: usize,
+    /// Connections that the server closed, since their peers were late or held too much.
+    late: usize,
     /// INBOX replies of which only a part got out.
     cut_short: usize,
     failed_syncs: usize,
@@ -128,6 +132,7 @@ impl Seen {
         self.dropped += other.dropped;
         self.refused += other.refused;
         self.cut_short += other.cut_short;
+        self.late += other.late;
         self.failed_syncs += other.failed_syncs;
         self.compactions += other.compactions;
         self.relocated += other.relocated;
@@ -209,7 +214,9 @@ struct World {
     workers: MemoryWorkers,
     /// Jobs that the engine has handed out and no worker has done.
     pending: VecDeque<Job>,
-    now: u64,
+    now: Clock,
+    /// Peers that keep the server waiting are closed.
+    has_deadlines: bool,
     tokens: [Option<String>; USERS.len()],
     sent: usize,
     model: Model,
@@ -234,6 +241,7 @@ struct Net {
     opened: HashMap<TransferId, Vec<u8>>,
     memory: Random,
     cached_reads: usize,
+    has_deadlines: bool,
 }
 
 /// What must be true of all messages.
@@ -285,7 +293,7 @@ impl Host for Net {
     }
 
     fn end(&mut self, id: ConnectionId) {
-        panic!("{id:?} was ended by the server");
+        assert!(self.has_deadlines, "{id:?} was ended by the server");
     }
 
     fn close(&mut self, id: ConnectionId) {
@@ -318,7 +326,9 @@ impl Host for Net {
     }
 }
 
-fn limits(random: &mut Random) -> Limits {
+fn limits(random: &mut Random, has_deadlines: bool) -> Limits {
+    let some = |ms: u64| if has_deadlines { ms } else { 0 };
+    let connections_bytes = [20_000, 100_000, 300_000][random.below(3)];
     let bytes_most = [5_000, 50_000][random.below(2)];
     Limits {
         requests_per_turn_max: 1 + random.below(8),
@@ -329,6 +339,13 @@ fn limits(random: &mut Random) -> Limits {
         inbox_messages_max: 1 + random.below(12),
         mailbox_messages_max: 8 + random.below(40),
         line_bytes_max: 300,
+        idle_ms_max: some(30_000),
+        first_request_ms_max: some(5_000),
+        auth_ms_max: some(10_000),
+        line_ms_max: some(5_000),
+        output_ms_max: some(5_000),
+        linger_ms_max: 100,
+        connections_bytes_max: if has_deadlines { connections_bytes } else { u64::MAX },
         password_queue_max: 3,
         uploads_max: 2,
         segment_bytes: LAYOUT_SMALL.segment_bytes,
@@ -337,9 +354,9 @@ fn limits(random: &mut Random) -> Limits {
     }
 }
 
-fn start(random: &mut Random, state: State, log: Log, holdings: Holdings) -> Engine {
+fn start(random: &mut Random, has_deadlines: bool, state: State, log: Log, holdings: Holdings) -> Engine {
     let registration = Registration { is_open: false, per_minute_max: 0 };
-    let mut engine = Engine::new(limits(random), registration, state, log, holdings);
+    let mut engine = Engine::new(limits(random, has_deadlines), registration, state, log, holdings);
     // So that a file is many blocks, or one.
     engine.set_block_bytes([30, 300, 5_000, 50_000][random.below(4)]);
     engine
@@ -377,7 +394,8 @@ impl World {
         log.set_room(workers.disk.done(false).room, false);
         log.set_tail_bytes(random.below(5000));
         let holdings = Holdings { segments: workers.disk.segments.keys().copied().collect(), checkpoint: None };
-        let engine = start(&mut random, state, log, holdings);
+        let has_deadlines = random.one_in(3);
+        let engine = start(&mut random, has_deadlines, state, log, holdings);
         Self {
             random,
             engine: Some(engine),
@@ -388,10 +406,12 @@ impl World {
                 opened: HashMap::new(),
                 memory: Random(!seed),
                 cached_reads: 0,
+                has_deadlines,
             },
             workers,
             pending: VecDeque::new(),
-            now: 1_767_225_600_000,
+            now: Clock { utc_ms: 1_767_225_600_000, steady_ms: 0 },
+            has_deadlines,
             tokens: [const { None }; USERS.len()],
             sent: 0,
             model: Model::default(),
@@ -418,7 +438,8 @@ impl World {
                 98 if self.random.one_in(3) => self.workers.is_disk_full = !self.workers.is_disk_full,
                 98 if self.random.one_in(3) => self.backup(),
                 98 if self.random.one_in(2) => self.sync(),
-                98 => self.now += self.random.next() % 10_000_000,
+                98 if self.random.one_in(2) => self.now.utc_ms += self.random.next() % 10_000_000,
+                98 => self.now.steady_ms += self.random.next() % 10_000,
                 _ => self.break_off(),
             }
             self.read_replies();
@@ -595,6 +616,9 @@ impl World {
     fn turn(&mut self) {
         let engine = self.engine.as_mut().unwrap();
         engine.turn(self.now, &mut self.net);
+        engine.assert_invariants();
+        self.now.utc_ms += 7;
+        self.now.steady_ms += 7;
         self.pending.append(&mut self.net.submitted);
     }
 
@@ -725,7 +749,7 @@ impl World {
         self.workers.forget_transfers();
         self.workers.is_disk_full = false;
         log.set_tail_bytes(self.random.below(5000));
-        self.engine = Some(start(&mut self.random, state, log, holdings));
+        self.engine = Some(start(&mut self.random, self.has_deadlines, state, log, holdings));
     }
 
     /// What was acknowledged after this was written may be gone.
@@ -753,7 +777,10 @@ impl World {
             }
             // The connection of a backup may be closed when the disk is full; nobody else's.
             let is_backup = self.backup.as_ref().is_some_and(|backup| backup.connection == line.id);
-            if line.is_closed && !is_backup {
+            let is_done = line.is_ended && line.from_server.is_empty() && line.asked.is_empty();
+            if line.is_closed && !is_backup && self.has_deadlines && !is_done {
+                self.seen.late += 1;
+            } else if line.is_closed && !is_backup {
                 assert!(line.is_ended, "a connection was closed that its client had not ended");
                 assert!(line.from_server.is_empty(), "a connection was closed in the middle of a reply");
                 assert!(line.asked.is_empty(), "a connection was closed before {:?} was answered", line.asked);
@@ -841,10 +868,15 @@ impl World {
             self.engine().ready(id, true, true);
         }
         let mut rounds = 0;
-        while self.engine().has_work() || !self.pending.is_empty() || self.engine().next_deadline().is_some() {
+        // So long that what is tried again is tried again, and that whoever lingers goes.
+        let end = self.now.steady_ms + 10_000;
+        let next = |world: &mut Self| world.engine().next_deadline().filter(|at| *at < end);
+        while self.engine().has_work() || !self.pending.is_empty() || next(self).is_some() {
             rounds += 1;
             assert!(rounds < 10_000, "it never comes to rest: {:?}", self.engine());
-            self.now = self.now.max(self.engine().next_deadline().unwrap_or(0));
+            if !self.engine().has_work() && self.pending.is_empty() {
+                self.now.steady_ms = self.now.steady_ms.max(next(self).unwrap_or(0));
+            }
             self.turn();
             while !self.pending.is_empty() {
                 self.work();

@@ -15,7 +15,7 @@
 //! | `clock +N ms\|s\|d`, `disk full\|free`, `passwords hold\|release` | what happens around it |
 //!
 //! `$name` in a reply stands for a token: the first time for any, and from then on for the same one. The connection
-//! `admin` is on the admin socket. `\r`, `\n`, `\\`, `\xHH` and `\*N{…}` (N times) are bytes. It is always
+//! `admin` is on the admin socket; `messi@192.0.2.1` comes from there and not from 127.0.0.1. `\r`, `\n`, `\\`, `\xHH` and `\*N{…}` (N times) are bytes. It is always
 //! 2026-01-01T00:00:00.000Z unless the clock is moved. messi, henderson, lineker and their group1 exist.
 
 #![allow(clippy::panic, clippy::unwrap_used, clippy::expect_used)]
@@ -55,8 +55,10 @@ macro_rules! transcripts {
 }
 
 transcripts! {
+    addresses
     admin
     auth
+    auth_failures
     auth_order
     auth_queue_full
     change_password
@@ -70,8 +72,11 @@ transcripts! {
     download_file
     downloads_at_once
     end_of_stream
+    deadlines
+    deadlines_of_files
     file_limits
     framing
+    group_limits
     group_members
     help_and_ping
     inbox
@@ -80,10 +85,14 @@ transcripts! {
     join_group
     leave_group
     line_too_long
+    listed_files
     logout
     mailbox_full
+    memory_full
     my_file
     my_group
+    output_limits
+    password_guesses
     register
     register_closed
     register_throttled
@@ -93,6 +102,7 @@ transcripts! {
     send_message
     server_full
     token
+    transfers_per_user
     unknown_request
     uploads_at_once
     user_files
@@ -110,7 +120,6 @@ struct Conversation {
     connections: BTreeMap<String, ConnectionId>,
     received: HashMap<String, Vec<u8>>,
     tokens: HashMap<String, String>,
-    now: u64,
 }
 
 fn directory() -> PathBuf {
@@ -165,13 +174,13 @@ impl Conversation {
         local.end(admin);
         local.settle().unwrap();
         assert!(local.is_closed(admin));
-        Self { local, connections: BTreeMap::new(), received: HashMap::new(), tokens: HashMap::new(), now: START }
+        Self { local, connections: BTreeMap::new(), received: HashMap::new(), tokens: HashMap::new() }
     }
 
     fn line(&mut self, line: &str, place: &str) {
         if let Some(by) = line.strip_prefix("clock +") {
-            self.now += milliseconds(by).unwrap_or_else(|| panic!("{place}: {by} is no time"));
-            self.local.set_now(self.now);
+            self.local.pass(milliseconds(by).unwrap_or_else(|| panic!("{place}: {by} is no time")));
+            self.local.turn().unwrap();
         } else if let Some(disk) = line.strip_prefix("disk ") {
             self.local.workers.is_disk_full = disk == "full";
             let room = self.local.workers.set_disk();
@@ -212,7 +221,11 @@ impl Conversation {
     }
 
     fn connection(&mut self, name: &str) -> ConnectionId {
-        let peer = if name == "admin" { Peer::Admin } else { Peer::Address(IpAddr::V4(Ipv4Addr::LOCALHOST)) };
+        let peer = match name.split_once('@') {
+            Some((_, address)) => Peer::Address(address.parse().unwrap()),
+            None if name == "admin" => Peer::Admin,
+            None => Peer::Address(IpAddr::V4(Ipv4Addr::LOCALHOST)),
+        };
         let local = &mut self.local;
         *self.connections.entry(name.to_owned()).or_insert_with(|| local.open(peer))
     }

@@ -374,20 +374,14 @@ fn files_below(directory: &Path) -> usize {
     entries.map(|path| if path.is_dir() { files_below(&path) } else { 1 }).sum()
 }
 
-fn memory_kib(server: &Server) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{}/status", server.process())).unwrap();
-    let memory = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
-    memory.trim().trim_end_matches(" kB").parse().unwrap()
-}
-
 #[test]
 fn a_hundred_transfers_at_once_take_a_bounded_memory_each() {
     const TRANSFERS: u64 = 100;
     let root = tempfile::tempdir().unwrap();
-    let server = Server::demo(root.path(), &["--log", "warn"]);
+    let server = Server::demo(root.path(), &["--log", "warn", "--transfers-per-user-max", "200"]);
     let (mut messi, token) = server.login("messi");
     messi.request(&format!("SEND FILE {token} messi besar.bin {}", STANDARD.encode(content(16_000_000)))).unwrap();
-    let before = memory_kib(&server);
+    let before = server.memory_kib();
     let uploads: Vec<TcpStream> = (0..TRANSFERS)
         .map(|number| {
             let mut stream = server.connect();
@@ -408,7 +402,7 @@ fn a_hundred_transfers_at_once_take_a_bounded_memory_each() {
     for _ in 0..20 {
         messi.request("PING").unwrap();
     }
-    let growth = memory_kib(&server).saturating_sub(before);
+    let growth = server.memory_kib().saturating_sub(before);
     assert!(growth < TRANSFERS * (256 + 256), "{growth} KiB for {TRANSFERS} uploads and as many downloads");
     drop((uploads, downloads));
     messi.request("PING").unwrap();

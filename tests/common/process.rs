@@ -1,5 +1,6 @@
 //! The real program, started on a free port with its own data directory, and ended with its test.
 
+use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::path::Path;
@@ -8,6 +9,7 @@ use std::time::Duration;
 
 use kurir::client::Client;
 use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, setrlimit};
+use socket2::{Domain, Protocol, Type};
 
 /// Nothing here takes this long; a test that hangs should say so.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -49,6 +51,13 @@ impl Server {
         Self::listening(command.stderr(Stdio::inherit()).spawn().unwrap(), listeners)
     }
 
+    /// A demonstration server whose log goes into a file.
+    pub(crate) fn demo_with_log(data: &Path, log: &Path, more: &[&str]) -> Self {
+        let data = data.to_str().unwrap();
+        let arguments = [&["serve", "--demo", "--listen", "127.0.0.1:0", "--data", data][..], more].concat();
+        Self::listening(kurir(&arguments).stderr(File::create(log).unwrap()).spawn().unwrap(), 1)
+    }
+
     /// The same with a log into a pipe that nobody reads.
     pub(crate) fn start_with_pipe(command: &mut Command) -> Self {
         Self::listening(command.stderr(Stdio::piped()).spawn().unwrap(), 1)
@@ -83,6 +92,13 @@ impl Server {
 
     pub(crate) fn process(&self) -> u32 {
         self.child.id()
+    }
+
+    /// The memory that it has now.
+    pub(crate) fn memory_kib(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.process())).unwrap();
+        let memory = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        memory.trim().trim_end_matches(" kB").parse().unwrap()
     }
 
     pub(crate) fn signal(&self, signal: Signal) {
@@ -124,6 +140,17 @@ impl Drop for Server {
 
 pub(crate) fn connect(address: SocketAddr) -> TcpStream {
     let stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_write_timeout(Some(PATIENCE)).unwrap();
+    stream
+}
+
+/// The same from another address of this machine.
+pub(crate) fn connect_from(source: &str, address: SocketAddr) -> TcpStream {
+    let socket = socket2::Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP)).unwrap();
+    socket.bind(&SocketAddr::new(source.parse().unwrap(), 0).into()).unwrap();
+    socket.connect(&address.into()).unwrap();
+    let stream = TcpStream::from(socket);
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     stream.set_write_timeout(Some(PATIENCE)).unwrap();
     stream

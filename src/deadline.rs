@@ -1,0 +1,177 @@
+//! What a connection waits for from its peer, and until when: a peer that lets the server wait for longer is closed.
+//!
+//! A connection only notes what it waits for. It stands in the queue of deadlines once, at a moment at which it may be too
+//! late, and is looked at again then; so one that is busy costs nothing here, however often it is served. It knows no
+//! buffers and no sockets, and its clock is one that never jumps.
+
+use std::collections::BTreeSet;
+
+use crate::connection::{CloseReason, ConnectionId};
+use crate::limits::Limits;
+
+/// What a peer must send of a file, or read of what waits for it, for the time to begin anew.
+pub(crate) const PROGRESS_BYTES: u64 = 64 * 1024;
+/// How long somebody who is late is let be because a password is being worked on.
+const RESPITE_MS: u64 = 1000;
+
+/// What is waited for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Awaited {
+    /// Nothing: it is the server that has something to do.
+    Nothing,
+    /// The peer's next request.
+    Request,
+    /// The rest of a line, or of a file.
+    Line,
+    /// That the peer reads.
+    Reading,
+    /// That the peer ends its side too.
+    End,
+}
+
+/// How well a peer is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Stage {
+    /// It has not made a request yet.
+    Silent,
+    /// It has made some.
+    Stranger,
+    /// It has logged in, or shown a token that is good, or is the administrator.
+    Known,
+}
+
+/// How long a connection has waited, and for what.
+#[derive(Debug)]
+pub(crate) struct Wait {
+    awaited: Awaited,
+    since: u64,
+    /// How far the peer had come then.
+    mark: u64,
+    stage: Stage,
+    /// When it was first seen.
+    opened: Option<u64>,
+    /// Where it stands in the queue.
+    due: Option<u64>,
+}
+
+impl Wait {
+    /// That of a connection whose peer is known so well.
+    pub(crate) fn new(stage: Stage) -> Self {
+        Self { awaited: Awaited::Nothing, since: 0, mark: 0, stage, opened: None, due: None }
+    }
+
+    /// What is waited for.
+    pub(crate) fn awaited(&self) -> Awaited {
+        self.awaited
+    }
+
+    /// Since when.
+    pub(crate) fn since(&self) -> u64 {
+        self.since
+    }
+
+    /// Where it stands in the queue.
+    pub(crate) fn due(&self) -> Option<u64> {
+        self.due
+    }
+
+    /// The peer is known so well, or better.
+    pub(crate) fn reach(&mut self, stage: Stage) {
+        self.stage = self.stage.max(stage);
+    }
+
+    /// Notes what is waited for, and how far the peer has come with that. The time begins anew with what is awaited, and
+    /// with each step that the peer makes.
+    pub(crate) fn note(&mut self, awaited: Awaited, progress: u64, now: u64) {
+        self.opened.get_or_insert(now);
+        if awaited != self.awaited || progress.saturating_sub(self.mark) >= PROGRESS_BYTES {
+            self.awaited = awaited;
+            self.since = now;
+            self.mark = progress;
+        }
+    }
+
+    /// Until when the peer has time, and what it is closed for then.
+    fn deadline(&self, limits: &Limits, is_closing: bool) -> Option<(u64, CloseReason)> {
+        let after = |since: u64, ms: u64, reason| (ms > 0).then(|| (since.saturating_add(ms), reason));
+        let awaited = match self.awaited {
+            Awaited::Nothing => None,
+            Awaited::Request => after(self.since, limits.idle_ms_max, CloseReason::Idle),
+            Awaited::Line => after(self.since, limits.line_ms_max, CloseReason::SlowLine),
+            Awaited::Reading => after(self.since, limits.output_ms_max, CloseReason::SlowReader),
+            // Without a limit it would last for ever.
+            Awaited::End => Some((self.since.saturating_add(limits.linger_ms_max), CloseReason::Ended)),
+        };
+        let opened = self.opened.unwrap_or(self.since);
+        let stage = match self.stage {
+            Stage::Silent => after(opened, limits.first_request_ms_max, CloseReason::NoRequest),
+            Stage::Stranger => after(opened, limits.auth_ms_max, CloseReason::NoLogin),
+            Stage::Known => None,
+        };
+        awaited.into_iter().chain(stage.filter(|_| !is_closing)).min_by_key(|(at, _)| *at)
+    }
+}
+
+/// Which connections are looked at next.
+#[derive(Debug, Default)]
+pub(crate) struct Deadlines(BTreeSet<(u64, ConnectionId)>);
+
+impl Deadlines {
+    /// Sees to it that the connection is looked at when its time is over, at the latest.
+    pub(crate) fn keep(&mut self, id: ConnectionId, wait: &mut Wait, limits: &Limits, is_closing: bool) {
+        let Some((at, _)) = wait.deadline(limits, is_closing) else { return };
+        if wait.due.is_some_and(|due| due <= at) {
+            return;
+        }
+        self.forget(id, wait);
+        wait.due = Some(at);
+        self.0.insert((at, id));
+    }
+
+    /// The connection is gone.
+    pub(crate) fn forget(&mut self, id: ConnectionId, wait: &mut Wait) {
+        if let Some(due) = wait.due.take() {
+            self.0.remove(&(due, id));
+        }
+    }
+
+    /// A connection that must be looked at by `now`; [`Self::judge`] must follow.
+    pub(crate) fn pop(&mut self, now: u64) -> Option<ConnectionId> {
+        let (due, _) = self.0.first()?;
+        if *due > now {
+            return None;
+        }
+        self.0.pop_first().map(|(_, id)| id)
+    }
+
+    /// What a connection is closed for that [`Self::pop`] gave, if its time is over by `now`. Else it is looked at later.
+    pub(crate) fn judge(
+        &mut self,
+        id: ConnectionId,
+        wait: &mut Wait,
+        limits: &Limits,
+        now: u64,
+        is_closing: bool,
+        is_checking_password: bool,
+    ) -> Option<CloseReason> {
+        wait.due = None;
+        let (at, reason) = wait.deadline(limits, is_closing)?;
+        if at <= now && !is_checking_password {
+            return Some(reason);
+        }
+        let at = if at <= now { now + RESPITE_MS } else { at };
+        wait.due = Some(at);
+        self.0.insert((at, id));
+        None
+    }
+
+    /// Panics when the queue does not hold each connection where it stands, and nothing else.
+    pub(crate) fn assert_queue(&self, due: impl Iterator<Item = (u64, ConnectionId)>) {
+        assert_eq!(due.collect::<BTreeSet<_>>(), self.0, "the queue of deadlines");
+    }
+
+    /// When somebody must be looked at.
+    pub(crate) fn next(&self) -> Option<u64> {
+        self.0.first().map(|(due, _)| *due)
+    }
+}
