@@ -12,15 +12,16 @@
 //! | to find | look in |
 //! |---|---|
 //! | what a request may look like | [`verb`] (the table), [`request`] (the parser) |
-//! | what it does | [`command`], [`inbox`] and [`claims`] (an INBOX on its way), [`throttle`] |
+//! | what it does | [`command`], [`inbox`] and [`claims`] (an INBOX on its way) |
 //! | what it answers | [`reply`], [`refusal`] |
-//! | what there is | [`state`], [`mailbox`], and [`change`], the only way in which they change |
-//! | where it is kept | [`store`] (all of it), [`data`] (the directory), [`log`] and [`tail`] (the journal in memory), [`journal`], [`segment`] and [`record`] (on the disk), [`texts`], [`files`] |
+//! | what there is | [`state`], [`mailbox`], and [`change`], the only way in which they change (`field`: how one is written) |
+//! | where it is kept | [`store`] (all of it), [`data`] (the directory), [`log`] and [`tail`] (the journal in memory), [`journal`], [`segment`], [`record`] and [`aligned`] (on the disk), [`texts`], [`files`] |
 //! | how it comes back | [`recovery`], [`checkpoint`] and [`snapshot`] (what is in one), [`salvage`] (from a damaged journal) |
 //! | how the disk is kept small | [`upkeep`] (when), [`usage`] (what is still needed), [`compaction`], [`space`] |
 //! | how it runs | [`engine`] (the turn), `serve` (a connection's share of it), `service` (what all share), [`connection`], [`buffer`] |
 //! | how files come and go | [`content`] (base64), [`upload`], [`download`], [`transfer`] (what both share), [`files`] (on the disk) |
-//! | what it runs on | [`net`] (sockets, signals, the clock), [`threads`], [`password`], [`local`] (no sockets at all) |
+//! | who is kept waiting or out | `admission` (connections), `deadline` (slow peers), [`failures`] (wrong passwords), [`throttle`] (new accounts and groups) |
+//! | what it runs on | [`net`] (sockets, signals), [`clock`], [`threads`], [`password`], [`local`] (no sockets at all) |
 //! | its bounds | [`limits`] |
 //! | how it is used | [`cli`], [`admin`], [`check`], [`backup`], [`client`] |
 //!
@@ -30,6 +31,8 @@
 //! - A reply that says OK is written after the journal batch that it depends on is durable, and so is a reply that shows
 //!   what is not durable yet.
 //! - Everything between [`net`] and the helper threads runs without a socket, a clock, a file or randomness.
+//! - A peer that keeps the server waiting is closed, and what all connections hold together is bounded; one that gets on is not
+//!   among those that pay for it.
 //! - What a peer can make the server hold or do at once is bounded, by a field of [`limits::Limits`].
 
 pub mod admin;

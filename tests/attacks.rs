@@ -218,7 +218,7 @@ fn peers_that_send_a_byte_now_and_then_are_closed() {
         assert!(Instant::now() < end, "some were let be");
         for (number, mut peer) in peers.iter().enumerate() {
             // One more byte of what has begun, or one more request without a login: nothing of this buys time.
-            let more: &[u8] = [b"Q", b"Q", b"PING\n", b""][number % 4];
+            let more = ["Q", "Q", "PING\n", ""][number % 4].as_bytes();
             drop(peer.write(more));
         }
         scene.is_honest_served();
