@@ -392,6 +392,7 @@ impl Engine {
         let due = connections().filter_map(|connection| connection.wait.due().map(|due| (due, connection.id)));
         self.deadlines.assert_queue(due);
         self.service.assert_counts(connections());
+        self.service.state.assert_invariants();
     }
 
     /// Hands over what has changed since the last batch. A turn does so; the last turn may leave something behind.

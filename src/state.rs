@@ -333,6 +333,45 @@ impl State {
     }
 }
 
+/// For tests.
+impl State {
+    /// Holds every count and every list against what it is of.
+    ///
+    /// # Panics
+    /// One is wrong.
+    pub fn assert_invariants(&self) {
+        let mut sent: HashMap<UserId, (u64, usize)> = HashMap::new();
+        let mut listed: HashMap<UserId, usize> = HashMap::new();
+        for stored in self.files.values() {
+            let (bytes, files) = sent.entry(stored.from).or_default();
+            (*bytes, *files) = (*bytes + stored.bytes, *files + 1);
+            assert!(!stored.holders.is_empty(), "a file that nobody lists");
+            stored.holders.iter().for_each(|holder| *listed.entry(*holder).or_default() += 1);
+        }
+        assert_eq!(self.files.values().map(|stored| stored.bytes).sum::<u64>(), self.files_bytes, "bytes of all files");
+        for (number, account) in (0..).zip(&self.users) {
+            let (user, Some(account)) = (UserId(number), account) else { continue };
+            assert_eq!(self.user_named(&account.name), Some(user), "a name");
+            let (bytes, files) = sent.get(&user).copied().unwrap_or_default();
+            assert_eq!((account.sent_bytes, account.sent_files), (bytes, files), "what {user:?} has sent");
+            let in_list: usize = account.files.values().flat_map(BTreeMap::values).map(Vec::len).sum();
+            assert_eq!(account.listed_files, in_list, "files in the list of {user:?}");
+            assert_eq!(listed.get(&user).copied().unwrap_or(0), in_list, "who lists what");
+            let is_member = |group| self.group(group).is_some_and(|group| group.members.contains(&user));
+            assert!(account.groups.iter().all(|group| is_member(*group)), "groups of {user:?}");
+            let is_open = |session| self.sessions.get(session).is_some_and(|known: &Session| known.user == user);
+            assert!(account.sessions.iter().all(is_open), "logins of {user:?}");
+        }
+        for (id, group) in &self.groups {
+            assert!(group.members.contains(&group.owner), "the owner of {id:?} is a member");
+            assert!(group.members.iter().all(|member| self.is_member(*id, *member)), "members of {id:?}");
+            assert_eq!(self.group_named(&group.name), Some(*id), "a name");
+        }
+        assert_eq!(self.sessions.len(), self.sessions_by_use.len(), "logins by their use");
+        assert_eq!(self.names.len(), self.groups.len() + self.users().count(), "names");
+    }
+}
+
 fn is_expired(used: u64, now: u64) -> bool {
     now > used.saturating_add(SESSION_MS_MAX + SESSION_TOUCH_MS)
 }

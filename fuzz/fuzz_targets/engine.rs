@@ -1,7 +1,8 @@
-//! The engine with a few connections that send anything at all, in any pieces, and end or break off at any time. It must
-//! not panic, and every reply is one JSON object and its terminator.
+//! The engine with a few connections that send anything at all, in any pieces, read as little as they like, are late, and end
+//! or break off at any time. It must not panic, every reply is one JSON object and its terminator, and every count that it
+//! keeps is what it counts.
 //!
-//! Each operation is a byte: what is done, and on which connection; a send takes its length from the next byte.
+//! Each operation is a byte: what is done, and on which connection; some take a length or a number from the next byte.
 
 #![no_main]
 
@@ -16,7 +17,7 @@ use kurir::files::{FileDone, FileJob, TransferId};
 use kurir::limits::Limits;
 use kurir::local::{Local, Workers};
 use kurir::log::Log;
-use kurir::password::PasswordDone;
+use kurir::password::{PasswordDone, PasswordJob};
 use kurir::segment::Layout;
 use kurir::state::State;
 use kurir::upkeep::Holdings;
@@ -29,6 +30,13 @@ const END: &[u8] = b"\r\n\r\n";
 struct Memory {
     uploads: HashMap<TransferId, Vec<u8>>,
     files: HashMap<FileId, Vec<u8>>,
+    /// Password jobs wait here while this is set.
+    held: Option<Vec<PasswordJob>>,
+}
+
+fn checked(job: PasswordJob) -> Completion {
+    let passed = job.check.is_none_or(|(password, hash)| hash == Some(password));
+    Completion::Password(PasswordDone { connection: job.connection, passed, hash: job.hash })
 }
 
 impl Workers for Memory {
@@ -40,10 +48,10 @@ impl Workers for Memory {
                 let synced = batch.end();
                 report(Completion::Settled { batch, synced });
             }
-            Job::Password(job) => {
-                let passed = job.check.is_none_or(|(password, hash)| hash == Some(password));
-                report(Completion::Password(PasswordDone { connection: job.connection, passed, hash: job.hash }));
-            }
+            Job::Password(job) => match &mut self.held {
+                Some(held) => held.push(job),
+                None => report(checked(job)),
+            },
             Job::File(FileJob::Append(transfer, mut block)) => {
                 self.uploads.entry(transfer).or_default().append(&mut block);
                 report(Completion::File(FileDone::Appended(transfer, block)));
@@ -69,6 +77,14 @@ impl Workers for Memory {
         }
         Ok(())
     }
+}
+
+/// What a peer has got of a connection that may have been closed in the middle.
+fn check_start(output: &[u8]) {
+    let whole = output.windows(END.len()).rposition(|window| window == END).map_or(0, |at| at + END.len());
+    check(&output[..whole]);
+    let rest = &output[whole..];
+    assert!(rest.is_empty() || rest.starts_with(b"{\"status\":") || b"{\"status\":".starts_with(rest));
 }
 
 fn check(output: &[u8]) {
@@ -97,6 +113,25 @@ fuzz_target!(|data: &[u8]| {
         bytes_per_turn_max: 100,
         output_bytes_high: 200,
         uploads_max: 2,
+        transfers_per_user_max: 2,
+        connections_per_address_max: 2,
+        connections_bytes_max: 60_000,
+        output_bytes_max: 2_000,
+        idle_ms_max: 2_000,
+        first_request_ms_max: 500,
+        auth_ms_max: 1_000,
+        line_ms_max: 300,
+        output_ms_max: 300,
+        linger_ms_max: 100,
+        password_queue_max: 3,
+        login_failures_max: 2,
+        login_failures_kept_max: 3,
+        tokens_per_user_max: 2,
+        users_max: 4,
+        groups_max: 3,
+        groups_per_user_max: 2,
+        members_per_group_max: 3,
+        listed_files_max: 4,
         ..Limits::default()
     };
     let registration = Registration { is_open: true, per_minute_max: 0 };
@@ -113,7 +148,8 @@ fuzz_target!(|data: &[u8]| {
         assert!(reply.starts_with(br#"{"status":"OK""#));
     }
     // Tokens of an engine in memory are counted from 1, so that inputs can know them.
-    let open = |local: &mut Local<Memory>| local.open(Peer::Address(IpAddr::V4(Ipv4Addr::LOCALHOST)));
+    let open_from = |local: &mut Local<Memory>, address| local.open(Peer::Address(IpAddr::V4(address)));
+    let open = |local: &mut Local<Memory>| open_from(local, Ipv4Addr::LOCALHOST);
     let mut connections: Vec<ConnectionId> = (0..CONNECTIONS).map(|_| open(&mut local)).collect();
     let mut rest = data;
     while let Some((&operation, after)) = rest.split_first() {
@@ -132,6 +168,23 @@ fuzz_target!(|data: &[u8]| {
             3 => {
                 let Ok(()) = local.settle();
             }
+            12 => {
+                local.pass(20 * u64::from(rest.first().copied().unwrap_or(1)));
+                rest = rest.get(1..).unwrap_or_default();
+                let Ok(()) = local.turn();
+            }
+            13 => {
+                local.set_output_room(id, 4 * usize::from(rest.first().copied().unwrap_or(0)));
+                rest = rest.get(1..).unwrap_or_default();
+            }
+            14 => match local.workers.held.take() {
+                None => local.workers.held = Some(Vec::new()),
+                Some(held) => held.into_iter().for_each(|job| local.engine.complete(checked(job))),
+            },
+            15 => {
+                local.break_off(id);
+                connections[place] = open_from(&mut local, Ipv4Addr::new(192, 0, 2, operation % 2));
+            }
             _ => {
                 let Some((&length, after)) = rest.split_first() else { break };
                 let (bytes, after) = after.split_at(usize::from(length).min(after.len()));
@@ -140,13 +193,28 @@ fuzz_target!(|data: &[u8]| {
             }
         }
         if local.is_closed(id) {
-            check(&local.received(id));
+            check_start(&local.received(id));
             connections[place] = open(&mut local);
         }
+        local.engine.assert_invariants();
+    }
+    for job in local.workers.held.take().into_iter().flatten() {
+        local.engine.complete(checked(job));
     }
     for id in connections {
+        local.set_output_room(id, usize::MAX);
         local.end(id);
         let Ok(()) = local.settle();
-        check(&local.received(id));
+        check_start(&local.received(id));
     }
+    // Whoever has not gone by now is late.
+    for _ in 0..10 {
+        local.pass(10_000);
+        let Ok(()) = local.turn();
+        let Ok(()) = local.settle();
+    }
+    local.engine.assert_invariants();
+    assert_eq!(local.engine.connections(), 1, "only the administrator's is left");
+    let uploads = local.workers.uploads.len();
+    assert_eq!(uploads, 0, "an upload was left open");
 });
