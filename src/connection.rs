@@ -257,8 +257,8 @@ impl Connection {
         }
     }
 
-    /// Notes what it waits for now from its peer.
-    pub(crate) fn note_wait(&mut self, now: u64) {
+    /// Notes what it waits for now from its peer. Says whether that may be over sooner than was thought.
+    pub(crate) fn note_wait(&mut self, now: u64) -> bool {
         let is_admin = self.peer == Peer::Admin;
         let is_unread = !self.is_writable && !self.write.ready().is_empty();
         let awaited = match self.phase {
@@ -271,7 +271,7 @@ impl Connection {
             _ => Awaited::Line,
         };
         let progress = if awaited == Awaited::Reading { self.write.taken() } else { self.progress };
-        self.wait.note(awaited, progress, now);
+        self.wait.note(awaited, progress, now)
     }
 
     /// The memory that it holds beside its own place.

@@ -81,14 +81,16 @@ impl Wait {
     }
 
     /// Notes what is waited for, and how far the peer has come with that. The time begins anew with what is awaited, and
-    /// with each step that the peer makes.
-    pub(crate) fn note(&mut self, awaited: Awaited, progress: u64, now: u64) {
-        self.opened.get_or_insert(now);
-        if awaited != self.awaited || progress.saturating_sub(self.mark) >= PROGRESS_BYTES {
+    /// with each step that the peer makes. Says whether that may be over sooner than was thought.
+    pub(crate) fn note(&mut self, awaited: Awaited, progress: u64, now: u64) -> bool {
+        let is_new = awaited != self.awaited || self.opened.is_none();
+        if is_new || progress.saturating_sub(self.mark) >= PROGRESS_BYTES {
+            self.opened.get_or_insert(now);
             self.awaited = awaited;
             self.since = now;
             self.mark = progress;
         }
+        is_new
     }
 
     /// Until when the peer has time, and what it is closed for then.

@@ -707,9 +707,10 @@ impl Engine {
             self.run_queue.push(connection);
         }
         self.service.count_held(connection);
-        connection.note_wait(self.service.now.steady_ms);
-        let is_closing = connection.closing.is_some();
-        self.deadlines.keep(id, &mut connection.wait, &self.service.limits, is_closing);
+        if connection.note_wait(self.service.now.steady_ms) {
+            let is_closing = connection.closing.is_some();
+            self.deadlines.keep(id, &mut connection.wait, &self.service.limits, is_closing);
+        }
     }
 
     /// Drops what is closed.

@@ -288,7 +288,7 @@ fn long_answers_that_nobody_reads_are_bounded_together() {
 #[test]
 fn a_storm_of_connections_is_turned_away_and_the_administrator_gets_in() {
     const STORM: usize = 5000;
-    let mut scene = Scene::new(&["--connections-max", "100", "--log", "warn"]);
+    let mut scene = Scene::new(&["--connections-max", "100", "--accepts-per-turn-max", "2", "--log", "warn"]);
     let data = scene.log.with_file_name("data");
     let held: Vec<TcpStream> = (0..99).map(|_| scene.server.connect()).collect();
     let mut refused = 0;

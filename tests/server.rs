@@ -130,6 +130,21 @@ fn what_is_wrong_at_the_start_is_said_in_one_line() {
 }
 
 #[test]
+fn listening_beyond_this_machine_is_warned_of_in_one_line() {
+    let data = tempfile::tempdir().unwrap();
+    let path = data.path().to_str().unwrap();
+    for (listen, is_warned) in [("0.0.0.0:0", true), ("127.0.0.1:0", false)] {
+        let server = Server::start_with_pipe(&mut kurir(&["serve", "--data", path, "--listen", listen]));
+        server.signal(Signal::TERM);
+        let mut server = server;
+        let (_, log) = server.wait_with_log();
+        let warnings: Vec<&str> = log.lines().filter(|line| line.contains(" WARN ")).collect();
+        assert_eq!(warnings.len(), usize::from(is_warned), "{log}");
+        assert!(warnings.iter().all(|line| line.contains("not encrypted")), "{log}");
+    }
+}
+
+#[test]
 fn a_log_line_is_json_on_request() {
     let data = tempfile::tempdir().unwrap();
     let mut command = kurir(&["serve", "--demo", "--listen", "127.0.0.1:0", "--log-format", "json"]);

@@ -15,7 +15,7 @@
 //! | `clock +N ms\|s\|d`, `disk full\|free`, `passwords hold\|release` | what happens around it |
 //!
 //! `$name` in a reply stands for a token: the first time for any, and from then on for the same one. The connection
-//! `admin` is on the admin socket; `messi@192.0.2.1` comes from there and not from 127.0.0.1. `\r`, `\n`, `\\`, `\xHH` and `\*N{…}` (N times) are bytes. It is always
+//! `admin`, like any whose name begins so, is on the admin socket; `messi@192.0.2.1` comes from there and not from 127.0.0.1. `\r`, `\n`, `\\`, `\xHH` and `\*N{…}` (N times) are bytes. It is always
 //! 2026-01-01T00:00:00.000Z unless the clock is moved. messi, henderson, lineker and their group1 exist.
 
 #![allow(clippy::panic, clippy::unwrap_used, clippy::expect_used)]
@@ -61,6 +61,7 @@ transcripts! {
     auth_failures
     auth_order
     auth_queue_full
+    auth_queue_share
     change_password
     classic_auth
     classic_errors
@@ -102,6 +103,7 @@ transcripts! {
     send_message
     server_full
     token
+    tokens_per_user
     transfers_per_user
     unknown_request
     uploads_at_once
@@ -223,7 +225,7 @@ impl Conversation {
     fn connection(&mut self, name: &str) -> ConnectionId {
         let peer = match name.split_once('@') {
             Some((_, address)) => Peer::Address(address.parse().unwrap()),
-            None if name == "admin" => Peer::Admin,
+            None if name.starts_with("admin") => Peer::Admin,
             None => Peer::Address(IpAddr::V4(Ipv4Addr::LOCALHOST)),
         };
         let local = &mut self.local;

@@ -1,0 +1,138 @@
+//! How much is done in one turn, so that nobody waits long for the others: requests, bytes read, answers made, and the work
+//! that no answer shows.
+
+#![allow(clippy::panic, clippy::unwrap_used, clippy::expect_used)]
+
+mod common;
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use common::MemoryWorkers;
+use kurir::connection::{ConnectionId, Peer};
+use kurir::engine::Registration;
+use kurir::limits::Limits;
+use kurir::local::Local;
+
+const OK: &str = "{\"status\":\"OK\"}\r\n\r\n";
+
+struct Memory {
+    local: Local<MemoryWorkers>,
+}
+
+impl Memory {
+    fn new(limits: Limits) -> Self {
+        let engine = common::engine(limits, Registration { is_open: true, per_minute_max: 0 });
+        Self { local: Local::new(engine, MemoryWorkers::default(), 1_767_225_600_000) }
+    }
+
+    fn open(&mut self) -> ConnectionId {
+        let id = self.local.open(Peer::Address(IpAddr::V4(Ipv4Addr::LOCALHOST)));
+        self.local.settle().unwrap();
+        id
+    }
+
+    fn request(&mut self, id: ConnectionId, line: &str) -> serde_json::Value {
+        let reply = self.local.request(id, line).unwrap();
+        serde_json::from_slice(&reply).unwrap()
+    }
+
+    fn login(&mut self, id: ConnectionId, name: &str) -> String {
+        self.request(id, &format!("REGISTER {name} surabaya"));
+        self.request(id, &format!("AUTH {name} surabaya"))["data"].as_str().unwrap().to_owned()
+    }
+
+    /// One turn, and the replies that came to a connection by its end.
+    fn turn(&mut self, id: ConnectionId) -> usize {
+        self.local.turn().unwrap();
+        String::from_utf8(self.local.received(id)).unwrap().matches("\r\n\r\n").count()
+    }
+}
+
+#[test]
+fn one_connection_has_so_many_requests_a_turn_and_others_have_theirs() {
+    let mut memory = Memory::new(Limits { requests_per_turn_max: 3, ..Limits::default() });
+    let (busy, other) = (memory.open(), memory.open());
+    memory.local.send(busy, "PING\n".repeat(10).as_bytes());
+    for expected in [3, 3, 3, 1] {
+        memory.local.send(other, b"PING\n");
+        assert_eq!(memory.turn(busy), expected);
+        assert_eq!(memory.local.received(other), OK.as_bytes());
+    }
+}
+
+#[test]
+fn bytes_that_are_read_are_shared_out() {
+    let limits = Limits { read_bytes_per_turn_max: 20_000, bytes_per_turn_max: 100_000, ..Limits::default() };
+    let mut memory = Memory::new(limits);
+    let busy: Vec<ConnectionId> = (0..20).map(|_| memory.open()).collect();
+    for id in &busy {
+        memory.local.send(*id, format!("{}\nPING\n", "X".repeat(15_000)).as_bytes());
+    }
+    let mut answered = Vec::new();
+    while answered.iter().sum::<usize>() < busy.len() {
+        memory.local.turn().unwrap();
+        let mut has_come = |id: &&ConnectionId| memory.local.received(**id).ends_with(OK.as_bytes());
+        answered.push(busy.iter().filter(&mut has_come).count());
+        assert!(answered.len() < 100);
+    }
+    assert!(answered.iter().all(|count| *count <= 8), "{answered:?}");
+}
+
+#[test]
+fn long_answers_are_shared_out_too() {
+    let limits = Limits { read_bytes_per_turn_max: 50_000, bytes_per_turn_max: 200_000, ..Limits::default() };
+    let mut memory = Memory::new(limits);
+    let sender = memory.open();
+    let readers: Vec<(ConnectionId, String)> = (0..20)
+        .map(|number| {
+            let id = memory.open();
+            (id, memory.login(id, &format!("user{number}")))
+        })
+        .collect();
+    let token = memory.login(sender, "messi");
+    for number in 0..readers.len() {
+        memory.request(sender, &format!("SEND MESSAGE {token} user{number} {}", "x".repeat(60_000)));
+    }
+    for (id, token) in &readers {
+        memory.local.send(*id, format!("INBOX {token}\n").as_bytes());
+    }
+    let mut turns = 0;
+    let mut left = readers.len();
+    while left > 0 {
+        memory.local.turn().unwrap();
+        let came: usize = readers.iter().map(|(id, _)| memory.local.received(*id).len()).sum();
+        assert!(came <= 200_000 + 61_000, "{came} bytes in one turn");
+        left -= came / 60_000;
+        turns += 1;
+    }
+    assert!(turns >= 5, "{turns} turns");
+}
+
+#[test]
+fn a_message_to_many_counts_for_many() {
+    const MEMBERS: usize = 200;
+    // Three such messages are a connection's share.
+    let limits = Limits {
+        read_bytes_per_turn_max: 24 * 3 * MEMBERS as u64,
+        bytes_per_turn_max: 24 * 6 * MEMBERS as u64,
+        ..Limits::default()
+    };
+    let mut memory = Memory::new(limits);
+    let id = memory.open();
+    let token = memory.login(id, "messi");
+    memory.request(id, &format!("CREATE GROUP {token} semua"));
+    for number in 0..MEMBERS {
+        memory.request(id, &format!("REGISTER user{number} surabaya"));
+        memory.request(id, &format!("ADD MEMBER {token} semua user{number}"));
+    }
+    let other = memory.open();
+    memory.local.send(id, format!("SEND GROUP MESSAGE {token} semua halo\n").repeat(9).as_bytes());
+    let mut sent = Vec::new();
+    while sent.iter().sum::<usize>() < 9 {
+        memory.local.send(other, b"PING\n");
+        sent.push(memory.turn(id));
+        assert_eq!(memory.local.received(other), OK.as_bytes());
+        assert!(sent.len() < 20);
+    }
+    assert!(sent.iter().all(|count| *count <= 3), "{sent:?}");
+}
