@@ -11,6 +11,7 @@ use std::fs;
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::path::PathBuf;
+use std::sync::Mutex;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -22,6 +23,9 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 const FULL: &str = "{\"status\":\"ERROR\",\"data\":\"server penuh\"}\r\n\r\n";
+
+/// Two such tests at once would need more open files than there may be.
+static TEN_THOUSAND: Mutex<()> = Mutex::new(());
 
 /// A server that is attacked, and a client that is not to notice.
 struct Scene {
@@ -89,7 +93,8 @@ impl Scene {
 /// As many connections as are wanted, where this process and its child may have so many open files.
 fn many(server: &Server, count: usize) -> Option<Vec<TcpStream>> {
     let limit = raise_file_limit();
-    if limit < count as u64 + 1000 {
+    // The others' open files are in the same process.
+    if limit < count as u64 + 4000 {
         println!("not tried: the file descriptor limit here is {limit}");
         return None;
     }
@@ -113,6 +118,7 @@ fn is_closed(mut stream: &TcpStream) -> bool {
 #[test]
 fn ten_thousand_idle_connections_cost_at_most_a_kibibyte_each() {
     const COUNT: usize = 10_000;
+    let _one = TEN_THOUSAND.lock();
     raise_file_limit();
     let mut scene = Scene::new(&["--log", "warn"]);
     let Some(mut idle) = many(&scene.server, COUNT) else { return };
@@ -135,6 +141,7 @@ fn ten_thousand_idle_connections_cost_at_most_a_kibibyte_each() {
 #[test]
 fn ten_thousand_connections_that_each_send_a_message_a_second_are_served() {
     const COUNT: usize = 10_000;
+    let _one = TEN_THOUSAND.lock();
     raise_file_limit();
     let mut scene = Scene::new(&["--log", "warn", "--mailbox-messages-max", "1000000"]);
     let Some(mut peers) = many(&scene.server, COUNT) else { return };
@@ -257,7 +264,7 @@ fn what_connections_hold_together_is_bounded() {
 
 #[test]
 fn long_answers_that_nobody_reads_are_bounded_together() {
-    const COUNT: usize = 300;
+    const COUNT: usize = 100;
     raise_file_limit();
     let flags = ["--connections-bytes-max", "48MiB", "--groups-per-minute-max", "0"];
     let mut scene = Scene::new(&flags);
@@ -278,11 +285,11 @@ fn long_answers_that_nobody_reads_are_bounded_together() {
             scene.is_honest_served();
         }
     }
-    scene.await_log("connections hold too much memory", 50);
+    scene.await_log("connections hold too much memory", 30);
     let most = scene.before + 80 * 1024;
     assert!(scene.peak < most, "{} KiB", scene.peak);
     drop(peers);
-    scene.end("300 peers that ask for 10 MB each and do not read", 64_000);
+    scene.end("100 peers that ask for 10 MB each and do not read", 64_000);
 }
 
 #[test]
@@ -350,6 +357,7 @@ fn passwords_cannot_be_guessed_and_the_owner_is_not_locked_out() {
         refused.starts_with("terlalu banyak percobaan")
     });
     assert!(refused.is_some_and(|number| number < 60), "{refused:?}");
+    scene.await_log("login failed", 50);
     let log = fs::read_to_string(&scene.log).unwrap();
     let lines: Vec<&str> = log.lines().filter(|line| line.contains("login failed")).collect();
     assert!((50..=60).contains(&lines.len()), "each failure is a line: {}", lines.len());
