@@ -65,7 +65,7 @@ impl Failures {
             let free = if is_account { limits.login_failures_max } else { limits.login_failures_per_address_max };
             if let Some(excess) = count.failures.checked_sub(free) {
                 let delay = DELAY_MS_FIRST.checked_shl(excess.min(32)).unwrap_or(u64::MAX);
-                count.blocked_until = now + delay.min(limits.login_delay_ms_max);
+                count.blocked_until = now.saturating_add(delay.min(limits.login_delay_ms_max));
             }
         }
     }

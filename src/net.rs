@@ -321,7 +321,7 @@ impl Server {
         for signal in self.signals.pending() {
             let limit_ms = self.engine.limits().stop_ms_max;
             info!(signal, connections = self.engine.connections(), "stopping");
-            *stop_by = Some(Instant::now() + Duration::from_millis(limit_ms));
+            *stop_by = Instant::now().checked_add(Duration::from_millis(limit_ms));
             self.is_stopping.store(true, Ordering::SeqCst);
             self.listeners.clear();
             self.net.forget_events();
