@@ -49,7 +49,7 @@ pub struct Context<'e> {
     pub foundings: &'e mut (Throttle<UserId>, Throttle<IpAddr>),
     /// Wrong passwords.
     pub failures: &'e mut Failures,
-    /// Where work is added that no answer shows: bytes that were written for receivers.
+    /// Where work is added that no answer shows: bytes that are looked at, or written, for receivers.
     pub work_bytes: &'e mut u64,
     /// Whether the peer has shown a token that is good, or got one.
     pub is_authorised: bool,
@@ -214,6 +214,7 @@ fn handle_as<'e>(context: &'e mut Context<'_>, request: &Request<'_>, session: S
         Verb::SendFile | Verb::SendGroupFile => {
             let envelope = address(context, request, user)?;
             check_size(context.state, context.limits, context.incoming, &envelope, 0, 0)?;
+            check_lists(context, &envelope)?;
             if !context.log.can_grow() {
                 return Err(Refusal::StorageFull);
             }
@@ -319,7 +320,7 @@ pub fn store<'e>(context: &'e mut Context<'_>, file: FileId, bytes: u64, sum: u3
         Target::Group(_) => return Err(Refusal::NotMember),
     }
     check_size(context.state, context.limits, context.incoming, sent, bytes, bytes)?;
-    *context.work_bytes += listing_bytes(context.state, sent);
+    check_lists(context, sent)?;
     context.grow(&Change::FileStored { file, from, to, bytes, name, sum: Some(sum) })
 }
 
@@ -537,10 +538,11 @@ fn send<'e>(context: &mut Context<'_>, from: UserId, to: Target, text: &str) -> 
     let is_full =
         |user: &User| user.mailbox.entries().len() >= messages_max || user.mailbox.bytes() + bytes > bytes_max;
     let mut receivers = 0;
-    if context.state.receivers(from, to).inspect(|_| receivers += 1).any(is_full) {
+    let is_any_full = context.state.receivers(from, to).inspect(|_| receivers += 1).any(is_full);
+    *context.work_bytes += receivers * size_of::<Entry>() as u64;
+    if is_any_full {
         return Err(Refusal::MailboxFull);
     }
-    *context.work_bytes += receivers * size_of::<Entry>() as u64;
     let at = context.now.utc_ms;
     let sent = Change::MessageSent { from, to, at, from_name, to_name, text };
     let place = context.log.append(&sent, Need::More)?;
@@ -561,7 +563,7 @@ fn send_small_file<'e>(
     decoded.clear();
     let stored = content::decode(content, &mut decoded).map_err(|error| error.refusal(request.spec)).and_then(|()| {
         check_size(context.state, context.limits, context.incoming, &envelope, decoded.len() as u64, 0)?;
-        *context.work_bytes += listing_bytes(context.state, &envelope);
+        check_lists(context, &envelope)?;
         let file = FileId(*context.files_next);
         let Envelope { from, to, name } = &envelope;
         context.make(&Change::FileSent { file, from: *from, to: *to, name, content: &decoded }, Need::More)?;
@@ -614,17 +616,22 @@ pub fn check_size(
         Err(Refusal::QuotaFull)
     } else if by_all.saturating_add(bytes) > limits.files_bytes_max {
         Err(Refusal::StorageFull)
-    } else if is_one_more && state.receivers(from, to).any(|user| user.listed_files >= limits.listed_files_max) {
-        Err(Refusal::MailboxFull)
     } else {
         Ok(())
     }
 }
 
-/// What a file that is stored adds to the lists of those who get it.
-fn listing_bytes(state: &State, sent: &Envelope) -> u64 {
+/// Makes sure that those who get a file can list one more. That is work for each of them, whatever comes of it.
+fn check_lists(context: &mut Context<'_>, sent: &Envelope) -> Result<(), Refusal> {
     const PLACE_BYTES: usize = 64;
-    (state.receivers(sent.from, sent.to).count() * (PLACE_BYTES + sent.name.len())) as u64
+    let &Envelope { from, to, ref name } = sent;
+    let is_one_more = context.state.file_replaced(from, to, name).is_none();
+    let files_max = context.limits.listed_files_max;
+    let mut receivers = 0;
+    let mut all = context.state.receivers(from, to).inspect(|_| receivers += 1);
+    let is_any_full = all.any(|user| is_one_more && user.listed_files >= files_max);
+    *context.work_bytes += (receivers * (PLACE_BYTES + name.len())) as u64;
+    if is_any_full { Err(Refusal::MailboxFull) } else { Ok(()) }
 }
 
 fn delete_file<'e>(context: &mut Context<'_>, user: UserId, party: &str, name: &str) -> Handled<'e> {

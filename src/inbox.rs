@@ -40,6 +40,8 @@ pub struct TextsDone {
 pub(crate) struct Inbox {
     spec: &'static Spec,
     entries: Vec<Entry>,
+    /// The size of their records together.
+    record_bytes: usize,
     /// All of them.
     pub(crate) claim: Delivery,
     /// The records that were in memory when this began.
@@ -51,8 +53,7 @@ pub(crate) struct Inbox {
 impl Inbox {
     /// The memory of its records, those that are read included.
     pub(crate) fn held_bytes(&self) -> usize {
-        let records: usize = self.entries.iter().map(|entry| entry.place().bytes as usize).sum();
-        records + self.entries.capacity() * size_of::<Entry>()
+        self.record_bytes + self.entries.capacity() * size_of::<Entry>()
     }
 }
 
@@ -91,9 +92,10 @@ impl Service {
         let (Some(first), Some(last)) = (entries.first(), entries.last()) else { return };
         let claim = Delivery { user, first: first.sent(), last: last.sent() };
         self.claims.add(claim);
+        let record_bytes = entries.iter().map(|entry| entry.place().bytes as usize).sum();
         let missing = entries.iter().zip(&is_held).filter(|(_, is_held)| !**is_held);
         let places = missing.map(|(entry, _)| entry.place()).collect();
-        connection.phase = Phase::Inbox(Box::new(Inbox { spec, entries, claim, held, is_held }));
+        connection.phase = Phase::Inbox(Box::new(Inbox { spec, record_bytes, entries, claim, held, is_held }));
         host.submit(Job::Texts(TextsJob { connection: connection.id, places }));
     }
 
@@ -105,7 +107,7 @@ impl Service {
         read: io::Result<Vec<u8>>,
         host: &mut impl Host,
     ) {
-        let Inbox { spec, entries, claim, held, is_held } = inbox;
+        let Inbox { spec, entries, claim, held, is_held, .. } = inbox;
         self.claims.remove(&claim);
         let is_busy = read.as_ref().is_err_and(files::is_busy);
         let failure = read.as_ref().err().map(ToString::to_string);

@@ -47,6 +47,8 @@ const LISTEN_BACKLOG: i32 = 4096;
 const FILES_RESERVED: usize = 64;
 /// Connections accepted in a turn only to be turned away.
 const TURNED_AWAY_PER_TURN_MAX: usize = 8;
+/// What the system holds for a peer beyond what is on its way, before it says that it takes no more.
+const UNSENT_BYTES: u32 = 256 * 1024;
 /// How long an accept that failed for want of file descriptors is put off.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 /// The longest the loop sleeps, so that what depends on the clock alone happens.
@@ -369,6 +371,10 @@ impl Listener {
                 // Replies are written whole, so there is nothing to gain from holding a small one back.
                 if let Err(error) = stream.set_nodelay(true) {
                     debug!(%error, "a connection is as slow as its system makes it");
+                }
+                // A peer that reads slowly is seen to read in small steps, and its kernel's buffer holds little.
+                if let Err(error) = SockRef::from(&stream).set_tcp_notsent_lowat(UNSENT_BYTES) {
+                    debug!(%error, "a connection that reads slowly may be taken for one that does not read");
                 }
                 // A peer that vanished without a word would keep what it had begun for ever.
                 if let Err(error) = SockRef::from(&stream).set_tcp_keepalive(&keepalive()) {

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use common::process::{Server, connect_from, finish, output, raise_file_limit, text};
+use common::process::{Server, connect_from, connect_with_buffer, finish, output, raise_file_limit, text};
 use kurir::client::Client;
 use serde_json::Value;
 use tempfile::TempDir;
@@ -186,6 +186,27 @@ fn peers_that_do_not_read_are_not_served_and_are_closed() {
     scene.await_log("peer does not read", COUNT);
     drop(peers);
     scene.end("50 peers that ask and do not read", 8_000);
+}
+
+#[test]
+fn a_peer_that_reads_slowly_but_goes_on_gets_all() {
+    let mut scene = Scene::new(&["--output-ms-max", "2000"]);
+    let content = STANDARD.encode(vec![7; 4_000_000]);
+    scene.honest.request(&format!("SEND FILE {} messi besar.bin {content}", scene.token)).unwrap();
+    let mut slow = connect_with_buffer(scene.server.addresses[0], 32 * 1024);
+    slow.write_all(format!("DOWNLOAD FILE {} messi besar.bin\n", scene.token).as_bytes()).unwrap();
+    let mut received = Vec::new();
+    let mut some = vec![0; 64 * 1024];
+    // Whatever the kernels would hold between the two, the server sees that it goes on.
+    while !received.ends_with(b"\r\n\r\n") {
+        let count = slow.read(&mut some).unwrap();
+        assert!(count > 0, "closed after {} bytes", received.len());
+        received.extend_from_slice(&some[..count]);
+        thread::sleep(Duration::from_secs_f64(0.2 * count as f64 / some.len() as f64));
+    }
+    let reply: Value = serde_json::from_slice(&received).unwrap();
+    assert_eq!(reply["data"], *content);
+    scene.is_honest_served();
 }
 
 #[test]

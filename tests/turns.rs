@@ -115,6 +115,7 @@ fn a_message_to_many_counts_for_many() {
     let limits = Limits {
         read_bytes_per_turn_max: 24 * 3 * MEMBERS as u64,
         bytes_per_turn_max: 24 * 6 * MEMBERS as u64,
+        mailbox_messages_max: 10,
         ..Limits::default()
     };
     let mut memory = Memory::new(limits);
@@ -135,4 +136,15 @@ fn a_message_to_many_counts_for_many() {
         assert!(sent.len() < 20);
     }
     assert!(sent.iter().all(|count| *count <= 3), "{sent:?}");
+
+    // So does one that is refused for the sake of the last of them.
+    let last = MEMBERS - 1;
+    memory.request(id, &format!("SEND MESSAGE {token} user{last} penuh"));
+    memory.local.send(id, format!("SEND GROUP MESSAGE {token} semua halo\n").repeat(9).as_bytes());
+    let mut refused = Vec::new();
+    while refused.iter().sum::<usize>() < 9 {
+        refused.push(memory.turn(id));
+        assert!(refused.len() < 20);
+    }
+    assert!(refused.iter().all(|count| *count <= 3), "{refused:?}");
 }

@@ -145,6 +145,16 @@ pub(crate) fn connect(address: SocketAddr) -> TcpStream {
     stream
 }
 
+/// The same with a receive buffer of this size.
+pub(crate) fn connect_with_buffer(address: SocketAddr, bytes: usize) -> TcpStream {
+    let socket = socket2::Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP)).unwrap();
+    socket.set_recv_buffer_size(bytes).unwrap();
+    socket.connect(&address.into()).unwrap();
+    let stream = TcpStream::from(socket);
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream
+}
+
 /// The same from another address of this machine.
 pub(crate) fn connect_from(source: &str, address: SocketAddr) -> TcpStream {
     let socket = socket2::Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP)).unwrap();
