@@ -30,6 +30,12 @@ impl Claims {
         mailbox.entries().range(start.min(end)..end)
     }
 
+    /// How many of one mailbox there are.
+    #[must_use]
+    pub fn count(&self, user: UserId) -> usize {
+        self.by_user.get(&user).map_or(0, Vec::len)
+    }
+
     /// Claims a run of messages.
     pub fn add(&mut self, delivery: Delivery) {
         let claims = self.by_user.entry(delivery.user).or_default();

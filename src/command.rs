@@ -647,10 +647,11 @@ fn create_group<'e>(context: &mut Context<'_>, request: &Request<'_>, user: User
         return Err(Refusal::InvalidPassword);
     }
     let (by_user, by_network) = &mut *context.foundings;
-    by_user.act(user, context.now.steady_ms).map_err(Refusal::Throttled)?;
+    by_user.check(&user, context.now.steady_ms).map_err(Refusal::Throttled)?;
     if let Some(network) = context.peer.network() {
         by_network.act(network, context.now.steady_ms).map_err(Refusal::Throttled)?;
     }
+    by_user.act(user, context.now.steady_ms).map_err(Refusal::Throttled)?;
     if secret.is_empty() {
         let group = context.state.next_group();
         return context.grow(&Change::GroupCreated { group, name, owner: user, secret_hash: None });

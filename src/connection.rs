@@ -203,6 +203,8 @@ pub struct Connection {
     pub(crate) is_ended: bool,
     /// It is on the run queue.
     pub(crate) is_queued: bool,
+    /// It is on the list of those that wait for room in the journal.
+    pub(crate) is_stalled: bool,
     /// It is on the list of those that may have something to write.
     pub(crate) is_unflushed: bool,
     /// All that came is handled, and only its peer can make it go on.
@@ -242,6 +244,7 @@ impl Connection {
             is_writable: true,
             is_ended: false,
             is_queued: false,
+            is_stalled: false,
             is_unflushed: false,
             is_starved: false,
             wait: Wait::new(stage),

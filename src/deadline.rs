@@ -11,8 +11,8 @@ use crate::limits::Limits;
 
 /// What a peer must send of a file, or read of what waits for it, for the time to begin anew.
 pub(crate) const PROGRESS_BYTES: u64 = 64 * 1024;
-/// How long somebody who is late is let be because a password is being worked on.
-const RESPITE_MS: u64 = 1000;
+/// How long somebody who is late is let be because a password is being worked on; once.
+const RESPITE_MS: u64 = 5000;
 
 /// What is waited for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,12 +52,13 @@ pub(crate) struct Wait {
     opened: Option<u64>,
     /// Where it stands in the queue.
     due: Option<u64>,
+    has_had_respite: bool,
 }
 
 impl Wait {
     /// That of a connection whose peer is known so well.
     pub(crate) fn new(stage: Stage) -> Self {
-        Self { awaited: Awaited::Nothing, since: 0, mark: 0, stage, opened: None, due: None }
+        Self { awaited: Awaited::Nothing, since: 0, mark: 0, stage, opened: None, due: None, has_had_respite: false }
     }
 
     /// What is waited for.
@@ -68,6 +69,16 @@ impl Wait {
     /// Since when.
     pub(crate) fn since(&self) -> u64 {
         self.since
+    }
+
+    /// Panics when nobody will look at it in time.
+    pub(crate) fn assert_watched(&self, limits: &Limits, is_closing: bool) {
+        if self.opened.is_some()
+            && let Some((at, reason)) = self.deadline(limits, is_closing)
+        {
+            let is_watched = self.due.is_some_and(|due| due <= at || self.has_had_respite);
+            assert!(is_watched, "nobody closes it for: {reason}");
+        }
     }
 
     /// Where it stands in the queue.
@@ -157,11 +168,14 @@ impl Deadlines {
         is_checking_password: bool,
     ) -> Option<CloseReason> {
         wait.due = None;
-        let (at, reason) = wait.deadline(limits, is_closing)?;
-        if at <= now && !is_checking_password {
-            return Some(reason);
+        let (mut at, reason) = wait.deadline(limits, is_closing)?;
+        if at <= now {
+            if !is_checking_password || wait.has_had_respite {
+                return Some(reason);
+            }
+            wait.has_had_respite = true;
+            at = now + RESPITE_MS;
         }
-        let at = if at <= now { now + RESPITE_MS } else { at };
         wait.due = Some(at);
         self.0.insert((at, id));
         None

@@ -155,12 +155,13 @@ impl Service {
 
     fn begin_small_download(&mut self, connection: &mut Connection, small: SmallDownload, host: &mut impl Host) {
         let record = self.log.record(small.place).and_then(|record| record.get(record::HEADER_BYTES..));
-        match record.and_then(|body| Change::decode(body)?.content()) {
-            Some(content) => small.write(connection, content, &self.log),
-            None => {
-                host.submit(Job::Texts(TextsJob { connection: connection.id, places: vec![small.place] }));
-                connection.phase = Phase::SmallDownload(Box::new(small));
-            }
+        if let Some(content) = record.and_then(|body| Change::decode(body)?.content()) {
+            small.write(connection, content, &self.log);
+        } else if self.admit_reading(connection.id, small.user) {
+            host.submit(Job::Texts(TextsJob { connection: connection.id, places: vec![small.place] }));
+            connection.phase = Phase::SmallDownload(Box::new(small));
+        } else {
+            self.refuse(connection, Refusal::ServerBusy, Some(small.spec));
         }
     }
 

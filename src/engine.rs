@@ -293,7 +293,10 @@ impl Engine {
     /// One turn.
     pub fn turn(&mut self, now: Clock, host: &mut impl Host) {
         self.service.now = now;
-        while let Some(completion) = self.completions.pop_front() {
+        // What is left over has its turn in the next one.
+        while self.given_bytes < self.service.limits.bytes_per_turn_max
+            && let Some(completion) = self.completions.pop_front()
+        {
             self.take(completion, host);
         }
         self.serve_queued(host);
@@ -330,6 +333,8 @@ impl Engine {
                 (Some(reason), None) => {
                     // It may still get what it has asked for.
                     connection.closing = Some(reason);
+                    connection.note_wait(now);
+                    self.deadlines.keep(id, &mut connection.wait, &self.service.limits, true);
                     mark_unflushed(connection, &mut self.unflushed);
                 }
             }
@@ -391,6 +396,9 @@ impl Engine {
         self.admission.assert_counts(admitted.map(|connection| connection.peer), &self.service.limits);
         let due = connections().filter_map(|connection| connection.wait.due().map(|due| (due, connection.id)));
         self.deadlines.assert_queue(due);
+        for connection in connections() {
+            connection.wait.assert_watched(&self.service.limits, connection.closing.is_some());
+        }
         self.service.assert_counts(connections());
         self.service.state.assert_invariants();
     }
@@ -448,6 +456,7 @@ impl Engine {
         }
         for id in std::mem::take(&mut self.stalled) {
             if let Some(connection) = find(&mut self.connections, id) {
+                connection.is_stalled = false;
                 self.run_queue.push(connection);
             }
         }
@@ -479,6 +488,8 @@ impl Engine {
         self.service.end_password(done.connection);
         let Some(connection) = find(&mut self.connections, done.connection) else { return };
         let pending = match std::mem::take(&mut connection.phase) {
+            // It took too long, and the peer was told that nothing more comes.
+            Phase::Password(_) if connection.closing.is_some() => return,
             Phase::Password(pending) => pending,
             phase => {
                 connection.phase = phase;
@@ -492,6 +503,7 @@ impl Engine {
 
     fn texts_read(&mut self, done: TextsDone, host: &mut impl Host) {
         let TextsDone { connection: id, records } = done;
+        self.service.end_reading(id);
         let Some(connection) = find(&mut self.connections, id) else { return };
         match std::mem::take(&mut connection.phase) {
             Phase::Inbox(inbox) => {
@@ -507,6 +519,9 @@ impl Engine {
     }
 
     fn file_done(&mut self, done: FileDone, host: &mut impl Host) {
+        if let FileDone::Appended(transfer, _) | FileDone::DiskFull(transfer) | FileDone::Busy(transfer) = &done {
+            self.service.end_block(*transfer);
+        }
         match done {
             FileDone::Appended(transfer, spare) => self.upload_appended(transfer, spare),
             FileDone::Stored(transfer, sum) => self.upload_stored(transfer, sum, host),
@@ -617,15 +632,15 @@ impl Engine {
         let Some(connection) = find(&mut self.connections, id) else { return };
         connection.is_queued = false;
         let share = self.service.limits.read_bytes_per_turn_max.min(*bytes_left);
-        let mut share_left = share;
+        let mut used = 0;
         if let Some(reason) = connection.closing {
-            match discard_input(connection, &mut self.spare_buffers, host, &mut share_left) {
+            match discard_input(connection, &mut self.spare_buffers, host, share, &mut used) {
                 Ok(Stop::Budget) => self.run_queue.push(connection),
                 Ok(_) if connection.is_ended => mark_unflushed(connection, &mut self.unflushed),
                 Ok(_) => {}
                 Err(_) => self.closed.push((id, reason)),
             }
-            *bytes_left -= share - share_left;
+            *bytes_left = bytes_left.saturating_sub(used);
             return;
         }
         if !connection.write.has_memory()
@@ -635,8 +650,9 @@ impl Engine {
         }
         let service = &mut self.service;
         let (spares, is_stopping) = (&mut self.spare_buffers, self.is_stopping);
-        let stop = serve_within_budget(connection, service, spares, host, is_stopping, &mut share_left);
-        *bytes_left -= share - share_left;
+        let stop = serve_within_budget(connection, service, spares, host, is_stopping, share, &mut used);
+        // One long answer may be more than a share, and takes the turns of others with it.
+        *bytes_left = bytes_left.saturating_sub(used);
         service.token = LastToken::default();
         if let Some(spare) = connection.read.release()
             && self.spare_buffers.len() < SPARE_BUFFERS_MAX
@@ -647,7 +663,11 @@ impl Engine {
         match stop {
             Ok(Stop::Waiting) => {}
             Ok(Stop::Budget) => self.run_queue.push(connection),
-            Ok(Stop::NoRoom) => self.stalled.push(id),
+            Ok(Stop::NoRoom) if connection.is_stalled => {}
+            Ok(Stop::NoRoom) => {
+                connection.is_stalled = true;
+                self.stalled.push(id);
+            }
             Err(reason) if reason == CloseReason::Lost => self.closed.push((id, reason)),
             Err(reason) => connection.closing = Some(reason),
         }

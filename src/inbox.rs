@@ -67,6 +67,12 @@ impl Service {
         user: UserId,
         host: &mut impl Host,
     ) {
+        // Each new one looks at those that are on their way.
+        let on_their_way = self.claims.count(user);
+        self.work_bytes += (on_their_way * size_of::<Delivery>()) as u64;
+        if on_their_way >= self.limits.inboxes_per_user_max {
+            return self.refuse(connection, Refusal::ServerBusy, Some(spec));
+        }
         let mailbox = self.state.user(user).map(|user| &user.mailbox);
         let unclaimed = mailbox.into_iter().flat_map(|mailbox| self.claims.unclaimed(user, mailbox));
         let mut bytes = 0;
@@ -91,12 +97,18 @@ impl Service {
         let held = records.into_iter().flatten().flatten().copied().collect();
         let (Some(first), Some(last)) = (entries.first(), entries.last()) else { return };
         let claim = Delivery { user, first: first.sent(), last: last.sent() };
+        self.work_bytes += (entries.len() * size_of::<Entry>()) as u64;
+        if !self.admit_reading(connection.id, user) {
+            return self.refuse(connection, Refusal::ServerBusy, Some(spec));
+        }
         self.claims.add(claim);
         let record_bytes = entries.iter().map(|entry| entry.place().bytes as usize).sum();
         let missing = entries.iter().zip(&is_held).filter(|(_, is_held)| !**is_held);
         let places = missing.map(|(entry, _)| entry.place()).collect();
         connection.phase = Phase::Inbox(Box::new(Inbox { spec, record_bytes, entries, claim, held, is_held }));
         host.submit(Job::Texts(TextsJob { connection: connection.id, places }));
+        // Others in this turn must see that it is taken.
+        self.count_held(connection);
     }
 
     /// Goes on with a reply whose texts have been read.

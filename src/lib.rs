@@ -31,8 +31,8 @@
 //! - A reply that says OK is written after the journal batch that it depends on is durable, and so is a reply that shows
 //!   what is not durable yet.
 //! - Everything between [`net`] and the helper threads runs without a socket, a clock, a file or randomness.
-//! - A peer that keeps the server waiting is closed, and what all connections hold together is bounded; one that gets on is not
-//!   among those that pay for it.
+//! - A peer that keeps the server waiting is closed, and what all connections hold together is bounded: those pay for it that
+//!   have kept the server waiting longest.
 //! - What a peer can make the server hold or do at once is bounded, by a field of [`limits::Limits`].
 
 pub mod admin;

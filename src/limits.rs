@@ -149,6 +149,18 @@ pub struct Limits {
     #[arg(long, env = "KURIR_TRANSFERS_PER_USER_MAX", value_name = "N", default_value_t = 32)]
     pub transfers_per_user_max: usize,
 
+    /// INBOX replies and small files that wait to be read from the disk
+    #[arg(long, env = "KURIR_READ_QUEUE_MAX", value_name = "N", default_value_t = 64)]
+    pub read_queue_max: usize,
+
+    /// The same of one user
+    #[arg(long, env = "KURIR_READ_QUEUE_PER_USER_MAX", value_name = "N", default_value_t = 8)]
+    pub read_queue_per_user_max: usize,
+
+    /// INBOX replies of one user on their way at once
+    #[arg(long, env = "KURIR_INBOXES_PER_USER_MAX", value_name = "N", default_value_t = 1000)]
+    pub inboxes_per_user_max: usize,
+
     /// Logins and other password work waiting at once
     #[arg(long, env = "KURIR_PASSWORD_QUEUE_MAX", value_name = "N", default_value_t = 64)]
     pub password_queue_max: usize,
@@ -232,6 +244,10 @@ impl Limits {
             ("connections-per-address-max", self.connections_per_address_max as u64),
             ("admin-connections-max", self.admin_connections_max as u64),
             ("password-queue-per-address-max", self.password_queue_per_address_max as u64),
+            ("read-queue-max", self.read_queue_max as u64),
+            ("read-queue-per-user-max", self.read_queue_per_user_max as u64),
+            ("inboxes-per-user-max", self.inboxes_per_user_max as u64),
+            ("login-delay-ms-max", self.login_delay_ms_max),
             ("login-failures-max", u64::from(self.login_failures_max)),
             ("login-failures-per-address-max", u64::from(self.login_failures_per_address_max)),
             ("login-failures-kept-max", self.login_failures_kept_max as u64),
@@ -300,6 +316,9 @@ impl Default for Limits {
             uploads_max: 256,
             downloads_max: 256,
             transfers_per_user_max: 32,
+            read_queue_max: 64,
+            read_queue_per_user_max: 8,
+            inboxes_per_user_max: 1000,
             password_queue_max: 64,
             password_queue_per_address_max: 16,
             login_failures_max: 5,

@@ -32,14 +32,15 @@ pub(crate) enum Stop {
 }
 
 /// Serves what a connection has sent, and reads more, until nothing is there, something must be waited for, or its share
-/// of the turn is used up. `bytes_left` is what is left of that share in bytes.
+/// of the turn is used up. `share` is that in bytes, and `used` what is used of it, which one long answer may exceed.
 pub(crate) fn serve_within_budget(
     connection: &mut Connection,
     service: &mut Service,
     spare_buffers: &mut Vec<Vec<u8>>,
     host: &mut impl Host,
     is_stopping: bool,
-    bytes_left: &mut u64,
+    share: u64,
+    used: &mut u64,
 ) -> Result<Stop, CloseReason> {
     connection.is_starved = false;
     let mut requests_left = service.limits.requests_per_turn_max;
@@ -54,9 +55,9 @@ pub(crate) fn serve_within_budget(
             }
             let step = step(connection, service, host);
             let made = connection.take_output_made() + std::mem::take(&mut service.work_bytes);
-            *bytes_left = bytes_left.saturating_sub(made);
+            *used += made;
             let step = step?;
-            if made > 0 && *bytes_left == 0 {
+            if made > 0 && *used >= share {
                 return Ok(Stop::Budget);
             }
             match step {
@@ -65,7 +66,7 @@ pub(crate) fn serve_within_budget(
                 Step::Starved => break,
             }
         }
-        if requests_left == 0 || *bytes_left == 0 {
+        if requests_left == 0 || *used >= share {
             return Ok(Stop::Budget);
         }
         if connection.is_ended {
@@ -79,7 +80,7 @@ pub(crate) fn serve_within_budget(
             return Err(CloseReason::ServerStops);
         }
         let count = fill(connection, spare_buffers, host)?;
-        *bytes_left = bytes_left.saturating_sub(count);
+        *used += count;
         connection.read_in_stop += if is_stopping { count } else { 0 };
     }
 }
@@ -89,15 +90,16 @@ pub(crate) fn discard_input(
     connection: &mut Connection,
     spare_buffers: &mut Vec<Vec<u8>>,
     host: &mut impl Host,
-    bytes_left: &mut u64,
+    share: u64,
+    used: &mut u64,
 ) -> Result<Stop, CloseReason> {
-    while *bytes_left > 0 {
+    while *used < share {
         let pending = connection.read.pending().len();
         connection.read.consume(pending);
         if connection.is_ended || !connection.is_readable {
             return Ok(Stop::Waiting);
         }
-        *bytes_left = bytes_left.saturating_sub(fill(connection, spare_buffers, host)?);
+        *used += fill(connection, spare_buffers, host)?;
     }
     Ok(Stop::Budget)
 }

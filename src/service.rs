@@ -23,7 +23,7 @@ use crate::refusal::Refusal;
 use crate::reply::{self, InboxWriter, Reply};
 use crate::state::State;
 use crate::throttle::Throttle;
-use crate::transfer::{BLOCK_BYTES, Envelope, Incoming};
+use crate::transfer::{BLOCK_BYTES, BlocksOut, Envelope, Incoming};
 use crate::upkeep::{Holdings, Upkeep};
 use crate::verb::{Spec, Verb};
 
@@ -54,6 +54,11 @@ pub(crate) struct Service {
     pub(crate) uploads: usize,
     /// Uploads and downloads of each user.
     transfers_by_user: HashMap<UserId, usize>,
+    /// Blocks of uploads that are on their way to the disk.
+    pub(crate) blocks_out: BlocksOut,
+    /// Who has texts read from the disk, whether he is still there or not.
+    readings: HashMap<ConnectionId, UserId>,
+    readings_by_user: HashMap<UserId, usize>,
     /// The bytes of uploads that are not stored yet.
     pub(crate) incoming: Incoming,
     /// What handlers have done beside writing an answer, in bytes, until it is counted against the turn.
@@ -104,6 +109,9 @@ impl Service {
             transfers: HashMap::new(),
             uploads: 0,
             transfers_by_user: HashMap::new(),
+            blocks_out: BlocksOut::default(),
+            readings: HashMap::new(),
+            readings_by_user: HashMap::new(),
             incoming: Incoming::default(),
             work_bytes: 0,
             held_bytes: 0,
@@ -206,6 +214,30 @@ impl Service {
     pub(crate) fn end_password(&mut self, connection: ConnectionId) {
         if let Some(Some(network)) = self.password_jobs.remove(&connection) {
             count_down(&mut self.password_jobs_by_network, &network);
+        }
+    }
+
+    /// A block of an upload is on the disk, or will never be.
+    pub(crate) fn end_block(&mut self, transfer: TransferId) {
+        self.blocks_out.remove(transfer);
+    }
+
+    /// One more reading of texts from the disk for a user, if that is not one too many.
+    pub(crate) fn admit_reading(&mut self, connection: ConnectionId, user: UserId) -> bool {
+        let of_user = self.readings_by_user.get(&user).copied().unwrap_or(0);
+        let limits = &self.limits;
+        if self.readings.len() >= limits.read_queue_max || of_user >= limits.read_queue_per_user_max {
+            return false;
+        }
+        self.readings.insert(connection, user);
+        self.readings_by_user.insert(user, of_user + 1);
+        true
+    }
+
+    /// One less.
+    pub(crate) fn end_reading(&mut self, connection: ConnectionId) {
+        if let Some(user) = self.readings.remove(&connection) {
+            count_down(&mut self.readings_by_user, &user);
         }
     }
 

@@ -30,6 +30,17 @@ impl<K: Eq + Hash> Throttle<K> {
         Self { interval_ms, paid_off: HashMap::new(), forget_at: 0 }
     }
 
+    /// Whether an act at `now` would be one too many.
+    ///
+    /// # Errors
+    /// The seconds to wait.
+    pub fn check(&self, who: &K, now: u64) -> Result<(), u64> {
+        let Some(interval_ms) = self.interval_ms else { return Ok(()) };
+        let paid_off = self.paid_off.get(who).copied().unwrap_or(now).max(now);
+        let owed = paid_off + interval_ms - now;
+        if owed > MINUTE_MS { Err((owed - MINUTE_MS).div_ceil(1000)) } else { Ok(()) }
+    }
+
     /// Counts an act at `now`.
     ///
     /// # Errors

@@ -4,6 +4,8 @@
 use std::collections::HashMap;
 
 use crate::change::{Target, UserId};
+use crate::files::TransferId;
+use crate::upload::BLOCKS_OUT_MAX;
 
 /// Decoded bytes that are handled at once: of an upload, what is written to the disk together, and of a download, what one
 /// peer's write buffer holds. A multiple of three, so that every block of a download but the last encodes without padding.
@@ -18,6 +20,37 @@ pub struct Envelope {
     pub to: Target,
     /// Its name.
     pub name: Box<str>,
+}
+
+/// Blocks of uploads that are on their way to the disk, whatever has become of their uploads.
+#[derive(Debug, Default)]
+pub(crate) struct BlocksOut {
+    by_transfer: HashMap<TransferId, usize>,
+    blocks: usize,
+}
+
+impl BlocksOut {
+    /// One more.
+    pub(crate) fn add(&mut self, transfer: TransferId) {
+        *self.by_transfer.entry(transfer).or_default() += 1;
+        self.blocks += 1;
+    }
+
+    /// One less, if it was one of these.
+    pub(crate) fn remove(&mut self, transfer: TransferId) {
+        if let Some(count) = self.by_transfer.get_mut(&transfer) {
+            *count -= 1;
+            self.blocks -= 1;
+            if *count == 0 {
+                self.by_transfer.remove(&transfer);
+            }
+        }
+    }
+
+    /// There are as many as so many uploads have at most.
+    pub(crate) fn is_full(&self, uploads: usize) -> bool {
+        self.blocks >= uploads.saturating_mul(BLOCKS_OUT_MAX + 1)
+    }
 }
 
 /// The decoded bytes of uploads that are not stored yet. They count like stored ones, so that many uploads at once keep the

@@ -75,6 +75,7 @@ transcripts! {
     end_of_stream
     deadlines
     deadlines_of_files
+    deadlines_of_the_deaf
     file_limits
     framing
     group_limits
@@ -83,6 +84,7 @@ transcripts! {
     inbox
     inbox_again
     inbox_limits
+    inboxes_per_user
     join_group
     leave_group
     line_too_long

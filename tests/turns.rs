@@ -49,6 +49,31 @@ impl Memory {
 }
 
 #[test]
+fn texts_are_read_from_the_disk_for_so_many_at_once() {
+    for (read_queue_max, read_queue_per_user_max, is_read) in [(1, 1, true), (0, 1, false), (1, 0, false)] {
+        let limits = Limits { read_queue_max, read_queue_per_user_max, ..Limits::default() };
+        let engine = common::engine_without_tail(limits, Registration { is_open: true, per_minute_max: 0 });
+        let mut memory = Memory { local: Local::new(engine, MemoryWorkers::default(), 1_767_225_600_000) };
+        let id = memory.open();
+        let token = memory.login(id, "messi");
+        memory.request(id, "REGISTER lain surabaya");
+        memory.request(id, &format!("SEND FILE {token} messi kecil QUJD"));
+        // Each time it is done, the next may have its turn.
+        for _ in 0..3 {
+            for to in ["messi", "lain"] {
+                memory.request(id, &format!("SEND MESSAGE {token} {to} halo"));
+            }
+            for line in [format!("INBOX {token}"), format!("DOWNLOAD FILE {token} messi kecil")] {
+                let reply = memory.request(id, &line);
+                let expected = if is_read { "OK" } else { "ERROR" };
+                assert_eq!(reply["status"], expected, "{line}: {reply}");
+                assert!(is_read || reply["data"] == "server sibuk, coba lagi", "{reply}");
+            }
+        }
+    }
+}
+
+#[test]
 fn one_connection_has_so_many_requests_a_turn_and_others_have_theirs() {
     let mut memory = Memory::new(Limits { requests_per_turn_max: 3, ..Limits::default() });
     let (busy, other) = (memory.open(), memory.open());

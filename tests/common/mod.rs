@@ -277,6 +277,13 @@ pub(crate) fn engine(limits: Limits, registration: Registration) -> Engine {
     Engine::new(limits, registration, State::new(LAYOUT.segment_bytes), log, Holdings::default())
 }
 
+/// The same with no text in memory that is not on its way to the disk.
+pub(crate) fn engine_without_tail(limits: Limits, registration: Registration) -> Engine {
+    let mut log = Log::new(LAYOUT, LAYOUT.first());
+    log.set_tail_bytes(0);
+    Engine::new(limits, registration, State::new(LAYOUT.segment_bytes), log, Holdings::default())
+}
+
 /// What a password is kept as.
 pub(crate) fn hash(password: &str) -> String {
     format!("plain {password}")
