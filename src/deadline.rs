@@ -11,6 +11,9 @@ use crate::limits::Limits;
 
 /// What a peer must send of a file, or read of what waits for it, for the time to begin anew.
 pub(crate) const PROGRESS_BYTES: u64 = 64 * 1024;
+/// A peer that has read much at once has so many times as long for the next step at most: the systems between open their
+/// buffers in steps of a megabyte.
+const CREDIT_MAX: u64 = 4;
 /// How long somebody who is late is let be because a password is being worked on; once.
 const RESPITE_MS: u64 = 5000;
 
@@ -47,6 +50,8 @@ pub(crate) struct Wait {
     since: u64,
     /// How far the peer had come then.
     mark: u64,
+    /// How many times as long it has for what it read before.
+    credit: u64,
     stage: Stage,
     /// When it was first seen.
     opened: Option<u64>,
@@ -58,7 +63,16 @@ pub(crate) struct Wait {
 impl Wait {
     /// That of a connection whose peer is known so well.
     pub(crate) fn new(stage: Stage) -> Self {
-        Self { awaited: Awaited::Nothing, since: 0, mark: 0, stage, opened: None, due: None, has_had_respite: false }
+        Self {
+            awaited: Awaited::Nothing,
+            since: 0,
+            mark: 0,
+            credit: 1,
+            stage,
+            opened: None,
+            due: None,
+            has_had_respite: false,
+        }
     }
 
     /// What is waited for.
@@ -95,8 +109,10 @@ impl Wait {
     /// with each step that the peer makes. Says whether that may be over sooner than was thought.
     pub(crate) fn note(&mut self, awaited: Awaited, progress: u64, now: u64) -> bool {
         let is_new = awaited != self.awaited || self.opened.is_none();
-        if is_new || progress.saturating_sub(self.mark) >= PROGRESS_BYTES {
+        let made = progress.saturating_sub(self.mark);
+        if is_new || made >= PROGRESS_BYTES {
             self.opened.get_or_insert(now);
+            self.credit = if is_new { 1 } else { (made / PROGRESS_BYTES).min(CREDIT_MAX) };
             self.awaited = awaited;
             self.since = now;
             self.mark = progress;
@@ -111,7 +127,9 @@ impl Wait {
             Awaited::Nothing => None,
             Awaited::Request => after(self.since, limits.idle_ms_max, CloseReason::Idle),
             Awaited::Line => after(self.since, limits.line_ms_max, CloseReason::SlowLine),
-            Awaited::Reading => after(self.since, limits.output_ms_max, CloseReason::SlowReader),
+            Awaited::Reading => {
+                after(self.since, limits.output_ms_max.saturating_mul(self.credit), CloseReason::SlowReader)
+            }
             // Without a limit it would last for ever.
             Awaited::End => Some((self.since.saturating_add(limits.linger_ms_max), CloseReason::Ended)),
         };
@@ -189,5 +207,52 @@ impl Deadlines {
     /// When somebody must be looked at.
     pub(crate) fn next(&self) -> Option<u64> {
         self.0.first().map(|(due, _)| *due)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ID: ConnectionId = ConnectionId { slot: 1, generation: 1 };
+
+    fn limits() -> Limits {
+        Limits { output_ms_max: 100, idle_ms_max: 1000, auth_ms_max: 5000, ..Limits::default() }
+    }
+
+    #[test]
+    fn a_peer_that_has_read_much_at_once_has_longer_for_the_next_step() {
+        let (limits, mut wait) = (limits(), Wait::new(Stage::Known));
+        wait.note(Awaited::Reading, 1_000_000, 0);
+        assert_eq!(wait.deadline(&limits, false).unwrap().0, 100);
+        wait.note(Awaited::Reading, 1_000_000 + PROGRESS_BYTES - 1, 50);
+        assert_eq!(wait.deadline(&limits, false).unwrap().0, 100);
+        wait.note(Awaited::Reading, 1_000_000 + PROGRESS_BYTES, 50);
+        assert_eq!(wait.deadline(&limits, false).unwrap().0, 150);
+        wait.note(Awaited::Reading, 9_000_000, 60);
+        assert_eq!(wait.deadline(&limits, false).unwrap().0, 60 + 100 * CREDIT_MAX);
+        wait.note(Awaited::Request, 0, 70);
+        assert_eq!(wait.deadline(&limits, false).unwrap(), (1070, CloseReason::Idle));
+    }
+
+    #[test]
+    fn a_connection_stands_in_the_queue_once_and_is_judged_when_it_may_be_late() {
+        let (limits, mut wait, mut queue) = (limits(), Wait::new(Stage::Known), Deadlines::default());
+        wait.note(Awaited::Request, 0, 0);
+        queue.keep(ID, &mut wait, &limits, false);
+        wait.note(Awaited::Reading, 0, 10);
+        queue.keep(ID, &mut wait, &limits, false);
+        assert_eq!((queue.0.len(), queue.next()), (1, Some(110)));
+        // It has gone on meanwhile, and nobody had to be told.
+        wait.note(Awaited::Request, 0, 20);
+        assert_eq!(queue.pop(109), None);
+        assert_eq!(queue.pop(110), Some(ID));
+        assert_eq!(queue.judge(ID, &mut wait, &limits, 110, false, false), None);
+        assert_eq!(queue.next(), Some(1020));
+        assert_eq!(queue.pop(1020), Some(ID));
+        assert_eq!(queue.judge(ID, &mut wait, &limits, 1020, false, false), Some(CloseReason::Idle));
+        queue.keep(ID, &mut wait, &limits, false);
+        queue.forget(ID, &mut wait);
+        assert_eq!(queue.next(), None);
     }
 }

@@ -93,7 +93,7 @@ pub struct Limits {
     #[arg(long, env = "KURIR_LINE_MS_MAX", value_name = "MS", default_value_t = 60_000)]
     pub line_ms_max: u64,
 
-    /// Time for a peer to read what waits for it, or 64 KiB of that
+    /// Time for a peer to read what waits for it, or 64 KiB of that; up to four times as long after more was read at once
     #[arg(long, env = "KURIR_OUTPUT_MS_MAX", value_name = "MS", default_value_t = 60_000)]
     pub output_ms_max: u64,
 

@@ -239,6 +239,7 @@ fn handle_line(
 fn begin_file(connection: &mut Connection, service: &mut Service, host: &mut impl Host, start: &[u8]) -> Option<usize> {
     let request = request::parse(start, connection.peer.audience()).ok()?;
     let content_at = request.content_at?;
+    connection.wait.reach(Stage::Stranger);
     service.answer(connection, request.spec, host, |context| command::handle(context, &request, None));
     if !matches!(connection.phase, Phase::Upload(_)) {
         // A peer that may send files has this one on its way in good faith; others have less patience coming.

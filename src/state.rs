@@ -561,11 +561,12 @@ impl State {
         self.files_next = self.files_next.max(file.0 + 1);
         let origin = (from, to, stored.name.clone());
         if let Some(replaced) = self.files_by_origin.get(&origin).copied() {
-            for holder in self.files.get(&replaced).map(|file| file.holders.clone()).unwrap_or_default() {
+            let holders = self.files.get_mut(&replaced).map(|file| std::mem::take(&mut file.holders));
+            for holder in holders.unwrap_or_default() {
                 let party = if holder == from { &to_name } else { &from_name };
                 self.unlist(holder, party, &stored.name, replaced);
-                self.release_file(replaced, holder);
             }
+            self.free_file(replaced);
         }
         stored.holders = match to {
             Target::User(user) => vec![user],
@@ -646,9 +647,13 @@ impl State {
     fn release_file(&mut self, file: FileId, user: UserId) {
         let Some(stored) = self.files.get_mut(&file) else { return };
         stored.holders.retain(|holder| *holder != user);
-        if !stored.holders.is_empty() {
-            return;
+        if stored.holders.is_empty() {
+            self.free_file(file);
         }
+    }
+
+    /// Nobody lists the file.
+    fn free_file(&mut self, file: FileId) {
         let Some(freed) = self.files.remove(&file) else { return };
         match freed.kept {
             Kept::Apart { .. } => self.files_freed.push(file),
