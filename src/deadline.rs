@@ -80,6 +80,11 @@ impl Wait {
         self.awaited
     }
 
+    /// How well the peer is known.
+    pub(crate) fn stage(&self) -> Stage {
+        self.stage
+    }
+
     /// Since when.
     pub(crate) fn since(&self) -> u64 {
         self.since

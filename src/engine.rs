@@ -341,8 +341,8 @@ impl Engine {
         }
     }
 
-    /// When connections hold too much memory together, closes those whose peers have kept the server waiting longest: one
-    /// that gets on is not among them.
+    /// When connections hold too much memory together, closes those whose peers have kept the server waiting longest, and
+    /// before all others those that have not logged in: one that gets on is seldom among them.
     fn make_room(&mut self) {
         let most = self.service.limits.connections_bytes_max;
         if self.service.held_bytes as u64 <= most {
@@ -352,12 +352,13 @@ impl Engine {
             matches!(connection.wait.awaited(), Awaited::Line | Awaited::Reading) && connection.counted_bytes > 0
         };
         let waiting = self.connections.iter().filter(|(_, connection)| is_waiting(connection));
+        let order = |connection: &Connection| (connection.wait.stage(), connection.wait.since(), connection.id);
         let mut waiting: Vec<_> =
-            waiting.map(|(_, connection)| (connection.wait.since(), connection.id, connection.counted_bytes)).collect();
+            waiting.map(|(_, connection)| (order(connection), connection.counted_bytes)).collect();
         waiting.sort_unstable();
         // Some more go than must, so that it is not all to be done again in the next turn.
         let mut excess = self.service.held_bytes as u64 - most + most / 16;
-        for (_, id, bytes) in waiting {
+        for ((.., id), bytes) in waiting {
             if excess == 0 {
                 break;
             }

@@ -73,7 +73,8 @@ pub struct Limits {
     #[arg(long, env = "KURIR_OUTPUT_BYTES_MAX", value_name = "BYTES", value_parser = bytes, default_value = "32MiB")]
     pub output_bytes_max: u64,
 
-    /// Memory that all connections hold together; past it, those are closed that have kept the server waiting longest
+    /// Memory that all connections hold together; past it those are closed that have kept the server waiting longest,
+    /// strangers first, and long answers and files are refused for a moment
     #[arg(long, env = "KURIR_CONNECTIONS_BYTES_MAX", value_name = "BYTES", value_parser = bytes, default_value = "256MiB")]
     pub connections_bytes_max: u64,
 
