@@ -45,8 +45,10 @@ pub struct Context<'e> {
     pub limits: &'e Limits,
     /// How often an address may register.
     pub registrations: &'e mut Throttle<IpAddr>,
-    /// How often a user, and an address, may make a group.
-    pub foundings: &'e mut (Throttle<UserId>, Throttle<IpAddr>),
+    /// How often a user may make a group.
+    pub foundings_by_user: &'e mut Throttle<UserId>,
+    /// How often an address may.
+    pub foundings_by_network: &'e mut Throttle<IpAddr>,
     /// Wrong passwords.
     pub failures: &'e mut Failures,
     /// Where work is added that no answer shows: bytes that are looked at, or written, for receivers.
@@ -646,12 +648,13 @@ fn create_group<'e>(context: &mut Context<'_>, request: &Request<'_>, user: User
     if secret.len() > PASSWORD_BYTES_MAX {
         return Err(Refusal::InvalidPassword);
     }
-    let (by_user, by_network) = &mut *context.foundings;
-    by_user.check(&user, context.now.steady_ms).map_err(Refusal::Throttled)?;
+    let now = context.now.steady_ms;
+    // What the address refuses does not count for the user.
+    context.foundings_by_user.check(&user, now).map_err(Refusal::Throttled)?;
     if let Some(network) = context.peer.network() {
-        by_network.act(network, context.now.steady_ms).map_err(Refusal::Throttled)?;
+        context.foundings_by_network.act(network, now).map_err(Refusal::Throttled)?;
     }
-    by_user.act(user, context.now.steady_ms).map_err(Refusal::Throttled)?;
+    context.foundings_by_user.act(user, now).map_err(Refusal::Throttled)?;
     if secret.is_empty() {
         let group = context.state.next_group();
         return context.grow(&Change::GroupCreated { group, name, owner: user, secret_hash: None });

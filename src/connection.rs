@@ -211,7 +211,7 @@ pub struct Connection {
     pub(crate) is_starved: bool,
     /// What it waits for from its peer.
     pub(crate) wait: Wait,
-    /// How far its peer has come with what it sends: bytes of files, and much for each request.
+    /// How far its peer has come with what it sends: the bytes of files, and a whole step for each request.
     pub(crate) progress: u64,
     /// What it held when that was last counted.
     pub(crate) counted_bytes: usize,
@@ -260,8 +260,8 @@ impl Connection {
         }
     }
 
-    /// Notes what it waits for now from its peer. Says whether that may be over sooner than was thought.
-    pub(crate) fn note_wait(&mut self, now: u64) -> bool {
+    /// Notes what it waits for now from its peer.
+    pub(crate) fn note_wait(&mut self, now: u64) {
         let is_admin = self.peer == Peer::Admin;
         let is_unread = !self.is_writable && !self.write.ready().is_empty();
         let awaited = match self.phase {
@@ -274,7 +274,7 @@ impl Connection {
             _ => Awaited::Line,
         };
         let progress = if awaited == Awaited::Reading { self.write.taken() } else { self.progress };
-        self.wait.note(awaited, progress, now)
+        self.wait.note(awaited, progress, now);
     }
 
     /// The memory that it holds beside its own place.

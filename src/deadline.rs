@@ -111,8 +111,8 @@ impl Wait {
     }
 
     /// Notes what is waited for, and how far the peer has come with that. The time begins anew with what is awaited, and
-    /// with each step that the peer makes. Says whether that may be over sooner than was thought.
-    pub(crate) fn note(&mut self, awaited: Awaited, progress: u64, now: u64) -> bool {
+    /// with each step that the peer makes.
+    pub(crate) fn note(&mut self, awaited: Awaited, progress: u64, now: u64) {
         let is_new = awaited != self.awaited || self.opened.is_none();
         let made = progress.saturating_sub(self.mark);
         if is_new || made >= PROGRESS_BYTES {
@@ -122,7 +122,6 @@ impl Wait {
             self.since = now;
             self.mark = progress;
         }
-        is_new
     }
 
     /// Until when the peer has time, and what it is closed for then.

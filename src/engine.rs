@@ -333,8 +333,6 @@ impl Engine {
                 (Some(reason), None) => {
                     // It may still get what it has asked for.
                     connection.closing = Some(reason);
-                    connection.note_wait(now);
-                    self.deadlines.keep(id, &mut connection.wait, &self.service.limits, true);
                     mark_unflushed(connection, &mut self.unflushed);
                 }
             }
@@ -521,7 +519,7 @@ impl Engine {
 
     fn file_done(&mut self, done: FileDone, host: &mut impl Host) {
         if let FileDone::Appended(transfer, _) | FileDone::DiskFull(transfer) | FileDone::Busy(transfer) = &done {
-            self.service.end_block(*transfer);
+            self.service.blocks_out.remove(*transfer);
         }
         match done {
             FileDone::Appended(transfer, spare) => self.upload_appended(transfer, spare),
@@ -728,10 +726,7 @@ impl Engine {
             self.run_queue.push(connection);
         }
         self.service.count_held(connection);
-        if connection.note_wait(self.service.now.steady_ms) {
-            let is_closing = connection.closing.is_some();
-            self.deadlines.keep(id, &mut connection.wait, &self.service.limits, is_closing);
-        }
+        watch(connection, &mut self.deadlines, &self.service.limits, self.service.now.steady_ms);
     }
 
     /// Drops what is closed.
@@ -796,6 +791,12 @@ impl RunQueue {
     fn is_empty(&self) -> bool {
         self.requests.is_empty() && self.transfers.is_empty()
     }
+}
+
+/// Notes what the connection waits for now, and sees to it that it is looked at when that has lasted too long.
+fn watch(connection: &mut Connection, deadlines: &mut Deadlines, limits: &Limits, now: u64) {
+    connection.note_wait(now);
+    deadlines.keep(connection.id, &mut connection.wait, limits, connection.closing.is_some());
 }
 
 fn mark_unflushed(connection: &mut Connection, unflushed: &mut Vec<ConnectionId>) {

@@ -112,11 +112,6 @@ impl<W: Workers> Local<W> {
         self.now.steady_ms += ms;
     }
 
-    /// Has somebody set the clock.
-    pub fn set_utc(&mut self, utc_ms: u64) {
-        self.now.utc_ms = utc_ms;
-    }
-
     /// One turn, and then every job that there is.
     ///
     /// # Errors

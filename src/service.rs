@@ -38,8 +38,9 @@ pub(crate) struct Service {
     pub(crate) claims: Claims,
     pub(crate) registrations: Throttle<IpAddr>,
     pub(crate) is_registration_open: bool,
-    /// Groups that are made, by users and by addresses.
-    pub(crate) foundings: (Throttle<UserId>, Throttle<IpAddr>),
+    /// Groups that are made.
+    pub(crate) foundings_by_user: Throttle<UserId>,
+    pub(crate) foundings_by_network: Throttle<IpAddr>,
     /// Wrong passwords.
     pub(crate) failures: Failures,
     pub(crate) now: Clock,
@@ -98,7 +99,8 @@ impl Service {
             claims: Claims::default(),
             registrations: Throttle::new(registration.per_minute_max),
             is_registration_open: registration.is_open,
-            foundings: (Throttle::new(limits.groups_per_minute_max), Throttle::new(limits.groups_per_minute_max)),
+            foundings_by_user: Throttle::new(limits.groups_per_minute_max),
+            foundings_by_network: Throttle::new(limits.groups_per_minute_max),
             failures: Failures::default(),
             now: Clock::default(),
             inbox: InboxWriter::default(),
@@ -133,7 +135,8 @@ impl Service {
             claims: &self.claims,
             limits: &self.limits,
             registrations: &mut self.registrations,
-            foundings: &mut self.foundings,
+            foundings_by_user: &mut self.foundings_by_user,
+            foundings_by_network: &mut self.foundings_by_network,
             failures: &mut self.failures,
             work_bytes: &mut self.work_bytes,
             is_authorised: false,
@@ -215,11 +218,6 @@ impl Service {
         if let Some(Some(network)) = self.password_jobs.remove(&connection) {
             count_down(&mut self.password_jobs_by_network, &network);
         }
-    }
-
-    /// A block of an upload is on the disk, or will never be.
-    pub(crate) fn end_block(&mut self, transfer: TransferId) {
-        self.blocks_out.remove(transfer);
     }
 
     /// One more reading of texts from the disk for a user, if that is not one too many.

@@ -11,7 +11,7 @@ const FORGET_MS: u64 = 1000;
 /// So many can be counted at once. Where more than that come in a minute, the newest must wait.
 const KEPT_MAX: usize = 65_536;
 
-/// Counts for each `K`, be it an address or a user. One that may act at once has no entry that matters.
+/// Counts for each `K`, be it an address or a user. One whose acts are paid off may be forgotten at any time.
 #[derive(Debug)]
 pub struct Throttle<K> {
     /// Between two acts at the steady rate; none for no limit.
@@ -30,15 +30,12 @@ impl<K: Eq + Hash> Throttle<K> {
         Self { interval_ms, paid_off: HashMap::new(), forget_at: 0 }
     }
 
-    /// Whether an act at `now` would be one too many.
+    /// Whether an act at `now` would not be one too many.
     ///
     /// # Errors
     /// The seconds to wait.
     pub fn check(&self, who: &K, now: u64) -> Result<(), u64> {
-        let Some(interval_ms) = self.interval_ms else { return Ok(()) };
-        let paid_off = self.paid_off.get(who).copied().unwrap_or(now).max(now);
-        let owed = paid_off + interval_ms - now;
-        if owed > MINUTE_MS { Err((owed - MINUTE_MS).div_ceil(1000)) } else { Ok(()) }
+        self.paid_off_after(who, now).map(drop)
     }
 
     /// Counts an act at `now`.
@@ -46,22 +43,27 @@ impl<K: Eq + Hash> Throttle<K> {
     /// # Errors
     /// The seconds to wait, if it is one too many; it is not counted then.
     pub fn act(&mut self, who: K, now: u64) -> Result<(), u64> {
-        let Some(interval_ms) = self.interval_ms else { return Ok(()) };
         if self.paid_off.len() >= KEPT && now >= self.forget_at {
             self.paid_off.retain(|_, paid_off| *paid_off > now);
             self.forget_at = now + FORGET_MS;
         }
-        if self.paid_off.len() >= KEPT_MAX && !self.paid_off.contains_key(&who) {
-            return Err(MINUTE_MS / 1000);
+        if let Some(after) = self.paid_off_after(&who, now)? {
+            self.paid_off.insert(who, after);
         }
-        let paid_off = self.paid_off.entry(who).or_insert(now);
-        let after = (*paid_off).max(now) + interval_ms;
-        let owed = after - now;
-        if owed > MINUTE_MS {
-            return Err((owed - MINUTE_MS).div_ceil(1000));
-        }
-        *paid_off = after;
         Ok(())
+    }
+
+    /// When one more act will be paid off; none where nothing is counted.
+    fn paid_off_after(&self, who: &K, now: u64) -> Result<Option<u64>, u64> {
+        let Some(interval_ms) = self.interval_ms else { return Ok(None) };
+        let before = match self.paid_off.get(who) {
+            Some(paid_off) => *paid_off,
+            None if self.paid_off.len() >= KEPT_MAX => return Err(MINUTE_MS / 1000),
+            None => now,
+        };
+        let after = before.max(now) + interval_ms;
+        let owed = after - now;
+        if owed > MINUTE_MS { Err((owed - MINUTE_MS).div_ceil(1000)) } else { Ok(Some(after)) }
     }
 }
 

@@ -559,15 +559,23 @@ fn a_thousand_idle_connections_are_in_nobodys_way() {
     }
 }
 
+/// A server that may have 64 file descriptors.
+fn with_few_descriptors(data: &str, more: &[&str]) -> Server {
+    let mut shell = Command::new("sh");
+    shell.arg("-c").arg("ulimit -n 64; exec \"$0\" \"$@\"").arg(env!("CARGO_BIN_EXE_kurir"));
+    shell
+        .args(["serve", "--demo", "--listen", "127.0.0.1:0", "--data", data])
+        .args(more)
+        .stdout(std::process::Stdio::piped());
+    Server::start(shell, 1)
+}
+
 #[test]
 fn a_server_that_is_full_says_so_and_takes_the_next_when_there_is_room() {
     let data = tempfile::tempdir().unwrap();
     let root = data.path().to_str().unwrap();
     // The limit of file descriptors is kept as well: of 64, a quarter are for connections, and as many for transfers.
-    let mut shell = Command::new("sh");
-    shell.arg("-c").arg("ulimit -n 64; exec \"$0\" \"$@\"").arg(env!("CARGO_BIN_EXE_kurir"));
-    shell.args(["serve", "--demo", "--listen", "127.0.0.1:0", "--data", root]).stdout(std::process::Stdio::piped());
-    let server = Server::start(shell, 1);
+    let server = with_few_descriptors(root, &[]);
     let mut clients: Vec<_> = (0..16).map(|_| server.client()).collect();
     for client in &mut clients {
         client.request("PING").unwrap();
@@ -666,11 +674,7 @@ fn a_log_that_nobody_reads_holds_up_nobody() {
 fn whatever_peers_hold_open_the_server_has_descriptors_for_its_own_work() {
     let data = tempfile::tempdir().unwrap();
     let path = data.path().to_str().unwrap();
-    let mut shell = Command::new("sh");
-    shell.arg("-c").arg("ulimit -n 64; exec \"$0\" \"$@\"").arg(env!("CARGO_BIN_EXE_kurir"));
-    shell.args(["serve", "--demo", "--listen", "127.0.0.1:0", "--data", path]).stdout(std::process::Stdio::piped());
-    shell.args(["--segment-bytes", "256KiB", "--checkpoint-bytes", "256KiB"]);
-    let server = Server::start(shell, 1);
+    let server = with_few_descriptors(path, &["--segment-bytes", "256KiB", "--checkpoint-bytes", "256KiB"]);
     let (mut messi, token) = server.login("messi");
     let content = STANDARD.encode(vec![7; 16 * 1024 * 1024]);
     messi.request(&format!("SEND FILE {token} messi besar.bin {content}")).unwrap();
@@ -706,11 +710,7 @@ fn whatever_peers_hold_open_the_server_has_descriptors_for_its_own_work() {
 fn a_shortage_of_file_descriptors_is_said_and_passes() {
     let data = tempfile::tempdir().unwrap();
     let path = data.path().to_str().unwrap();
-    let mut shell = Command::new("sh");
-    shell.arg("-c").arg("ulimit -n 64; exec \"$0\" \"$@\"").arg(env!("CARGO_BIN_EXE_kurir"));
-    shell.args(["serve", "--demo", "--listen", "127.0.0.1:0", "--data", path]).stdout(std::process::Stdio::piped());
-    shell.args(["--admin-connections-max", "1000"]);
-    let server = Server::start(shell, 1);
+    let server = with_few_descriptors(path, &["--admin-connections-max", "1000"]);
     let (mut messi, token) = server.login("messi");
     let sedang = "QUJD".repeat(10_000);
     messi.request(&format!("SEND FILE {token} messi ada.bin {sedang}")).unwrap();

@@ -11,6 +11,7 @@
 //! | `messi< (closed)` | the server has closed the connection, and nothing more came |
 //! | `messi takes N bytes` | the kernel takes no more than this for the connection |
 //! | `messi! (gone)` | the connection breaks |
+//! | `messi! (closed)` | the server has closed the connection, in the middle of what it had sent |
 //! | `limits FLAGS`, `registration open\|closed\|N per minute` | how the server is set up; only before the first connection |
 //! | `clock +N ms\|s\|d`, `disk full\|free`, `passwords hold\|release` | what happens around it |
 //!
@@ -75,6 +76,7 @@ transcripts! {
     end_of_stream
     deadlines
     deadlines_of_files
+    deadlines_of_strangers
     deadlines_of_the_deaf
     file_limits
     framing
@@ -198,9 +200,11 @@ impl Conversation {
         } else if let Some((name, expected)) = line.split_once("< ").filter(|(name, _)| !name.contains('>')) {
             self.expect(name, expected, place);
         } else if let Some(name) = line.strip_suffix("! (gone)") {
-            let id = self.connections.remove(name).unwrap();
-            self.received.remove(name);
+            let id = self.forget(name);
             self.local.break_off(id);
+        } else if let Some(name) = line.strip_suffix("! (closed)") {
+            let id = self.forget(name);
+            assert!(self.local.is_closed(id), "{place}: it is still open");
         } else if let Some((name, bytes)) = line.strip_suffix(" bytes").and_then(|line| line.split_once(" takes ")) {
             let id = self.connection(name);
             self.local.set_output_room(id, bytes.parse().unwrap());
@@ -217,6 +221,12 @@ impl Conversation {
             panic!("{place}: what does this line mean? {line}");
         }
         self.local.settle().unwrap();
+    }
+
+    /// What it received does not count.
+    fn forget(&mut self, name: &str) -> ConnectionId {
+        self.received.remove(name);
+        self.connections.remove(name).unwrap()
     }
 
     fn send(&mut self, name: &str, bytes: &[u8]) {

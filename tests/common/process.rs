@@ -1,7 +1,7 @@
 //! The real program, started on a free port with its own data directory, and ended with its test.
 
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader, Read};
+use std::io::{self, BufRead, BufReader, Read};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::path::Path;
 use std::process::{Child, ChildStdout, Command, ExitStatus, Output, Stdio};
@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use kurir::client::Client;
 use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, setrlimit};
-use socket2::{Domain, Protocol, Type};
+use socket2::{Domain, Protocol, Socket, Type};
 
 /// Nothing here takes this long; a test that hangs should say so.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -139,31 +139,26 @@ impl Drop for Server {
 }
 
 pub(crate) fn connect(address: SocketAddr) -> TcpStream {
-    let stream = TcpStream::connect(address).unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    stream.set_write_timeout(Some(PATIENCE)).unwrap();
-    stream
+    connect_with(address, |_| Ok(()))
 }
 
 /// The same with a receive buffer of this size.
 pub(crate) fn connect_with_buffer(address: SocketAddr, bytes: usize) -> TcpStream {
-    let socket = socket2::Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP)).unwrap();
-    socket.set_recv_buffer_size(bytes).unwrap();
-    socket.connect(&address.into()).unwrap();
-    let stream = TcpStream::from(socket);
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    stream
+    connect_with(address, |socket| socket.set_recv_buffer_size(bytes))
 }
 
 /// The same from another address of this machine.
 pub(crate) fn connect_from(source: &str, address: SocketAddr) -> TcpStream {
-    let socket = socket2::Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP)).unwrap();
-    socket.bind(&SocketAddr::new(source.parse().unwrap(), 0).into()).unwrap();
+    connect_with(address, |socket| socket.bind(&SocketAddr::new(source.parse().unwrap(), 0).into()))
+}
+
+fn connect_with(address: SocketAddr, prepare: impl FnOnce(&Socket) -> io::Result<()>) -> TcpStream {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP)).unwrap();
+    prepare(&socket).unwrap();
     socket.connect(&address.into()).unwrap();
-    let stream = TcpStream::from(socket);
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    stream.set_write_timeout(Some(PATIENCE)).unwrap();
-    stream
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    socket.set_write_timeout(Some(PATIENCE)).unwrap();
+    socket.into()
 }
 
 /// Ends the sending side and reads to the end.
