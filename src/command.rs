@@ -32,6 +32,8 @@ const FILE_NAME_BYTES_MAX: usize = 255;
 const PASSWORD_BYTES_MIN: usize = 8;
 const PASSWORD_BYTES_MAX: usize = 128;
 const TOKEN_DIGITS: usize = 32;
+/// What takes more than this, in bytes that are looked at or written, takes long: a millisecond or so.
+const LONG_BYTES: usize = 64 * 1024;
 
 /// What a handler works on.
 pub struct Context<'e> {
@@ -53,8 +55,12 @@ pub struct Context<'e> {
     pub failures: &'e mut Failures,
     /// Where work is added that no answer shows: bytes that are looked at, or written, for receivers.
     pub work_bytes: &'e mut u64,
-    /// Whether the peer has shown a token that is good, or got one.
-    pub is_authorised: bool,
+    /// Whose token, that is good, the peer has shown or got.
+    pub authorised: Option<UserId>,
+    /// What takes long may be done now.
+    pub may_take_long: bool,
+    /// There is no memory for long answers.
+    pub is_memory_short: bool,
     /// Strangers may register.
     pub is_registration_open: bool,
     /// The time.
@@ -97,6 +103,8 @@ pub enum Outcome<'s> {
     Reply(Reply<'s>),
     /// Something that must be done before there is an answer.
     Begin(Task),
+    /// Nothing yet: it takes long, so it must wait for its turn and then come again.
+    Later,
 }
 
 /// What a handler has the engine do.
@@ -211,6 +219,9 @@ fn handle_as<'e>(context: &'e mut Context<'_>, request: &Request<'_>, session: S
         }
         Verb::SendGroupMessage => {
             let to = Target::Group(group_of(context, user, parameter(1))?);
+            if context.puts_off(receivers_count(context.state, to) * size_of::<Entry>()) {
+                return Ok(Outcome::Later);
+            }
             send(context, user, to, parameter(2))
         }
         Verb::SendFile | Verb::SendGroupFile => {
@@ -222,9 +233,13 @@ fn handle_as<'e>(context: &'e mut Context<'_>, request: &Request<'_>, session: S
             }
             Ok(Outcome::Begin(Task::Upload(envelope)))
         }
-        Verb::Inbox if context.log.can_deliver() => Ok(Outcome::Begin(Task::Inbox(user))),
+        Verb::Inbox if context.log.can_deliver() => {
+            let waiting = known(context.state, user)?.mailbox.bytes().min(context.limits.inbox_bytes_max);
+            let is_put_off = context.puts_off(usize::try_from(waiting).unwrap_or(usize::MAX));
+            Ok(if is_put_off { Outcome::Later } else { Outcome::Begin(Task::Inbox(user)) })
+        }
         Verb::Inbox => Err(Refusal::StorageFull),
-        Verb::MyFile => Ok(Outcome::Reply(Reply::Files(&known(context.state, user)?.files))),
+        Verb::MyFile => my_files(context, user),
         Verb::DownloadFile => {
             let listed = context.state.file_listed(user, parameter(1), parameter(2));
             listed.map(|file| Outcome::Begin(Task::Download(user, file))).ok_or(Refusal::NoSuchFile)
@@ -339,6 +354,17 @@ impl Context<'_> {
         Ok(Outcome::Reply(Reply::Done))
     }
 
+    /// Whether work that takes about so many bytes must wait for its turn, since others wait for what takes less.
+    fn puts_off(&self, bytes: usize) -> bool {
+        bytes > LONG_BYTES && !self.may_take_long
+    }
+
+    /// The same for an answer that is so long.
+    fn puts_off_answer(&self, bytes: usize) -> Result<bool, Refusal> {
+        let is_refused = bytes > LONG_BYTES && self.is_memory_short;
+        if is_refused { Err(Refusal::ServerBusy) } else { Ok(self.puts_off(bytes)) }
+    }
+
     fn make(&mut self, change: &Change<'_>, need: Need) -> Result<(), DiskFull> {
         let place = self.log.append(change, need)?;
         self.state.apply(change, place);
@@ -351,7 +377,7 @@ fn authorise(context: &mut Context<'_>, token: &str) -> Result<(SessionId, UserI
     let id = context.token.session(token).ok_or(Refusal::InvalidToken)?;
     let now = context.now.utc_ms;
     let session = context.state.session(id, now).ok_or(Refusal::InvalidToken)?;
-    context.is_authorised = true;
+    context.authorised = Some(session.user);
     if now > session.used.saturating_add(SESSION_TOUCH_MS) {
         let used = Change::SessionUsed { session: id, at: now };
         // On a full disk the token works all the same, until the last use that was written down is too long ago.
@@ -456,7 +482,7 @@ fn open_session<'e>(context: &mut Context<'_>, user: UserId) -> Handled<'e> {
         context.make(&Change::SessionClosed { session }, Need::Less)?;
     }
     context.make(&Change::SessionOpened { session, user, at: context.now.utc_ms }, Need::Login)?;
-    context.is_authorised = true;
+    context.authorised = Some(user);
     Ok(Outcome::Reply(Reply::Token(token)))
 }
 
@@ -520,8 +546,22 @@ fn list_groups<'e>(context: &'e Context<'_>) -> Outcome<'e> {
     Outcome::Reply(Reply::Groups(context.state.groups().map(|group| members_of(context.state, group)).collect()))
 }
 
+/// An answer that tells of one file, or of one member, is about so long.
+const FILE_LISTED_BYTES: usize = 64;
+const MEMBER_LISTED_BYTES: usize = 16;
+
+fn my_files<'e>(context: &'e Context<'_>, user: UserId) -> Handled<'e> {
+    let account = known(context.state, user)?;
+    let is_put_off = context.puts_off_answer(account.listed_files * FILE_LISTED_BYTES)?;
+    Ok(if is_put_off { Outcome::Later } else { Outcome::Reply(Reply::Files(&account.files)) })
+}
+
 fn my_groups<'e>(context: &'e Context<'_>, user: UserId) -> Handled<'e> {
     let groups = known(context.state, user)?.groups.iter().filter_map(|group| context.state.group(*group));
+    let members: usize = groups.clone().map(|group| group.members.len()).sum();
+    if context.puts_off_answer(members * MEMBER_LISTED_BYTES)? {
+        return Ok(Outcome::Later);
+    }
     Ok(Outcome::Reply(Reply::Groups(groups.map(|group| members_of(context.state, group)).collect::<BTreeMap<_, _>>())))
 }
 
@@ -561,6 +601,9 @@ fn send_small_file<'e>(
     content: &[u8],
 ) -> Handled<'e> {
     let envelope = address(context, request, user)?;
+    if context.puts_off(receivers_count(context.state, envelope.to) * LIST_PLACE_BYTES) {
+        return Ok(Outcome::Later);
+    }
     let mut decoded = std::mem::take(context.scratch);
     decoded.clear();
     let stored = content::decode(content, &mut decoded).map_err(|error| error.refusal(request.spec)).and_then(|()| {
@@ -623,16 +666,18 @@ pub fn check_size(
     }
 }
 
+/// A place in a file list takes so much, beside the name.
+const LIST_PLACE_BYTES: usize = 64;
+
 /// Makes sure that those who get a file can list one more. That is work for each of them, whatever comes of it.
 fn check_lists(context: &mut Context<'_>, sent: &Envelope) -> Result<(), Refusal> {
-    const PLACE_BYTES: usize = 64;
     let &Envelope { from, to, ref name } = sent;
     let is_one_more = context.state.file_replaced(from, to, name).is_none();
     let files_max = context.limits.listed_files_max;
     let mut receivers = 0;
     let mut all = context.state.receivers(from, to).inspect(|_| receivers += 1);
     let is_any_full = all.any(|user| is_one_more && user.listed_files >= files_max);
-    *context.work_bytes += (receivers * (PLACE_BYTES + name.len())) as u64;
+    *context.work_bytes += (receivers * (LIST_PLACE_BYTES + name.len())) as u64;
     if is_any_full { Err(Refusal::MailboxFull) } else { Ok(()) }
 }
 
@@ -714,6 +759,14 @@ fn remove_member<'e>(context: &mut Context<'_>, owner: UserId, group: &str, name
 /// A user whose token was good a moment ago.
 fn known(state: &State, user: UserId) -> Result<&User, Refusal> {
     state.user(user).ok_or(Refusal::InvalidToken)
+}
+
+/// How many get what is sent there, about.
+fn receivers_count(state: &State, to: Target) -> usize {
+    match to {
+        Target::User(_) => 1,
+        Target::Group(group) => state.group(group).map_or(0, |group| group.members.len()),
+    }
 }
 
 fn user_target(context: &Context<'_>, name: &str) -> Result<Target, Refusal> {

@@ -73,6 +73,17 @@ impl fmt::Display for Peer {
     }
 }
 
+/// Who answers for what a connection takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Owner {
+    /// Whoever has this account: its token was the last to be shown.
+    User(UserId),
+    /// A stranger from this address.
+    Network(IpAddr),
+    /// The administrator.
+    Admin,
+}
+
 /// Why a connection was closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CloseReason {
@@ -203,6 +214,10 @@ pub struct Connection {
     pub(crate) is_ended: bool,
     /// It is on the run queue.
     pub(crate) is_queued: bool,
+    /// What it has to do takes long, so it lets others go first.
+    pub(crate) is_long: bool,
+    /// Whose token was shown last.
+    pub(crate) user: Option<UserId>,
     /// It is on the list of those that wait for room in the journal.
     pub(crate) is_stalled: bool,
     /// It is on the list of those that may have something to write.
@@ -244,6 +259,8 @@ impl Connection {
             is_writable: true,
             is_ended: false,
             is_queued: false,
+            is_long: false,
+            user: None,
             is_stalled: false,
             is_unflushed: false,
             is_starved: false,
@@ -257,6 +274,15 @@ impl Connection {
             is_turned_away: false,
             is_holding: false,
             deliveries: VecDeque::new(),
+        }
+    }
+
+    /// Who answers for what it takes.
+    pub(crate) fn owner(&self) -> Owner {
+        match (self.user, self.peer.network()) {
+            (Some(user), _) => Owner::User(user),
+            (None, Some(network)) => Owner::Network(network),
+            (None, None) => Owner::Admin,
         }
     }
 

@@ -21,7 +21,8 @@ use crate::clock::Clock;
 use crate::command::{self, LastToken};
 use crate::compaction::{Compacted, CompactionJob};
 use crate::connection::{CloseReason, Connection, ConnectionId, Peer, Phase};
-use crate::deadline::{Awaited, Deadlines};
+use crate::deadline::{Awaited, Deadlines, Stage};
+use crate::eviction::{self, Holding};
 use crate::files::{FileDone, FileJob, TransferId};
 use crate::inbox::{TextsDone, TextsJob};
 use crate::limits::Limits;
@@ -29,6 +30,7 @@ use crate::log::{Batch, Log};
 use crate::password::{PasswordDone, PasswordJob};
 use crate::refusal::Refusal;
 use crate::reply;
+use crate::run_queue::RunQueue;
 use crate::serve::{Stop, discard_input, serve_within_budget};
 use crate::service::{Service, Storing};
 use crate::space::{SpaceDone, SpaceJob};
@@ -129,7 +131,9 @@ pub struct Engine {
     admission: Admission,
     generation: u32,
     service: Service,
+    /// What others wait for is taken before what makes long answers.
     completions: VecDeque<Completion>,
+    completions_long: VecDeque<Completion>,
     run_queue: RunQueue,
     unflushed: Vec<ConnectionId>,
     /// Connections with replies that wait for a batch, in the order of the batches.
@@ -165,6 +169,7 @@ impl Engine {
             generation: 0,
             service: Service::new(limits, registration, state, log, holdings),
             completions: VecDeque::new(),
+            completions_long: VecDeque::new(),
             run_queue: RunQueue::default(),
             unflushed: Vec::new(),
             gated: BTreeSet::new(),
@@ -250,7 +255,10 @@ impl Engine {
 
     /// Takes what came of a job; it counts in the next turn.
     pub fn complete(&mut self, completion: Completion) {
-        self.completions.push_back(completion);
+        match completion {
+            Completion::Texts(_) | Completion::File(_) => self.completions_long.push_back(completion),
+            _ => self.completions.push_back(completion),
+        }
     }
 
     /// True when a turn would find something to do without waiting.
@@ -258,6 +266,7 @@ impl Engine {
     pub fn has_work(&self) -> bool {
         !self.run_queue.is_empty()
             || !self.completions.is_empty()
+            || !self.completions_long.is_empty()
             || !self.unflushed.is_empty()
             || self.service.log.has_open_changes()
             || self.service.upkeep.has_work(&self.service.log)
@@ -293,9 +302,12 @@ impl Engine {
     /// One turn.
     pub fn turn(&mut self, now: Clock, host: &mut impl Host) {
         self.service.now = now;
+        while let Some(completion) = self.completions.pop_front() {
+            self.take(completion, host);
+        }
         // What is left over has its turn in the next one.
         while self.given_bytes < self.service.limits.bytes_per_turn_max
-            && let Some(completion) = self.completions.pop_front()
+            && let Some(completion) = self.completions_long.pop_front()
         {
             self.take(completion, host);
         }
@@ -339,45 +351,49 @@ impl Engine {
         }
     }
 
-    /// When connections hold too much memory together, closes those whose peers have kept the server waiting longest, and
-    /// before all others those that have not logged in: one that gets on is seldom among them.
+    /// When connections hold too much memory together, closes some of those that wait for their peers.
     fn make_room(&mut self) {
         let most = self.service.limits.connections_bytes_max;
         if self.service.held_bytes as u64 <= most {
             return;
         }
-        let is_waiting = |connection: &Connection| {
+        let is_waiting = |connection: &&Connection| {
             matches!(connection.wait.awaited(), Awaited::Line | Awaited::Reading) && connection.counted_bytes > 0
         };
-        let waiting = self.connections.iter().filter(|(_, connection)| is_waiting(connection));
-        let order = |connection: &Connection| (connection.wait.stage(), connection.wait.since(), connection.id);
-        let mut waiting: Vec<_> =
-            waiting.map(|(_, connection)| (order(connection), connection.counted_bytes)).collect();
-        waiting.sort_unstable();
+        let waiting = self.connections.iter().map(|(_, connection)| connection).filter(is_waiting);
+        let holdings = waiting.map(|connection| Holding {
+            id: connection.id,
+            owner: connection.owner(),
+            is_known: connection.wait.stage() == Stage::Known,
+            since: connection.wait.since(),
+            bytes: connection.counted_bytes as u64,
+        });
         // Some more go than must, so that it is not all to be done again in the next turn.
-        let mut excess = self.service.held_bytes as u64 - most + most / 16;
-        for ((.., id), bytes) in waiting {
-            if excess == 0 {
-                break;
-            }
-            excess = excess.saturating_sub(bytes as u64);
-            self.closed.push((id, CloseReason::MemoryFull));
-        }
+        let excess = self.service.held_bytes as u64 - most + most / 16;
+        let chosen = eviction::choose(holdings.collect(), excess);
+        self.closed.extend(chosen.into_iter().map(|id| (id, CloseReason::MemoryFull)));
     }
 
-    /// Serves requests first, and then files with what is left of the turn's bytes, but never with less than one connection's
-    /// share. What is left over, and what is put on the queue from now on, has its turn in the next one.
+    /// Serves the lines of the run queue one after the other with what is left of the turn's bytes, but each with no less than
+    /// one connection's share. What is left over, and what is put on the queue from now on, has its turn in the next one.
     fn serve_queued(&mut self, host: &mut impl Host) {
         // What completions have brought was given out before.
         let given = std::mem::take(&mut self.given_bytes) + std::mem::take(&mut self.service.work_bytes);
-        let mut bytes_left = self.service.limits.bytes_per_turn_max.saturating_sub(given);
-        bytes_left = bytes_left.max(self.service.limits.read_bytes_per_turn_max);
-        for _ in 0..self.run_queue.requests.len() {
+        let share = self.service.limits.read_bytes_per_turn_max;
+        let mut bytes_left = self.service.limits.bytes_per_turn_max.saturating_sub(given).max(share);
+        let RunQueue { requests, long, transfers } = &self.run_queue;
+        let [requests, long, transfers] = [requests.len(), long.len(), transfers.len()];
+        for _ in 0..requests {
             let Some(id) = self.run_queue.requests.pop_front_if(|_| bytes_left > 0) else { break };
             self.serve(id, &mut bytes_left, host);
         }
-        let mut bytes_left = bytes_left.max(self.service.limits.read_bytes_per_turn_max);
-        for _ in 0..self.run_queue.transfers.len() {
+        bytes_left = bytes_left.max(share);
+        for _ in 0..long {
+            let Some(id) = (bytes_left > 0).then(|| self.run_queue.long.pop()).flatten() else { break };
+            self.serve(id, &mut bytes_left, host);
+        }
+        bytes_left = bytes_left.max(share);
+        for _ in 0..transfers {
             let Some(id) = self.run_queue.transfers.pop_front_if(|_| bytes_left > 0) else { break };
             self.serve(id, &mut bytes_left, host);
         }
@@ -630,11 +646,18 @@ impl Engine {
     fn serve(&mut self, id: ConnectionId, bytes_left: &mut u64, host: &mut impl Host) {
         let Some(connection) = find(&mut self.connections, id) else { return };
         connection.is_queued = false;
+        self.service.is_long_turn = std::mem::take(&mut connection.is_long);
         let share = self.service.limits.read_bytes_per_turn_max.min(*bytes_left);
         let mut used = 0;
         if let Some(reason) = connection.closing {
-            match discard_input(connection, &mut self.spare_buffers, host, share, &mut used) {
-                Ok(Stop::Budget) => self.run_queue.push(connection),
+            let discarded = discard_input(connection, &mut self.spare_buffers, host, share, &mut used);
+            keep_spare(&mut self.spare_buffers, connection.read.release());
+            self.service.count_held(connection);
+            match discarded {
+                Ok(Stop::Budget) => {
+                    connection.is_long = true;
+                    self.run_queue.push(connection);
+                }
                 Ok(_) if connection.is_ended => mark_unflushed(connection, &mut self.unflushed),
                 Ok(_) => {}
                 Err(_) => self.closed.push((id, reason)),
@@ -653,15 +676,13 @@ impl Engine {
         // One long answer may be more than a share, and takes the turns of others with it.
         *bytes_left = bytes_left.saturating_sub(used);
         service.token = LastToken::default();
-        if let Some(spare) = connection.read.release()
-            && self.spare_buffers.len() < SPARE_BUFFERS_MAX
-            && spare.len() <= SPARE_BYTES_MAX
-        {
-            self.spare_buffers.push(spare);
-        }
+        keep_spare(&mut self.spare_buffers, connection.read.release());
         match stop {
             Ok(Stop::Waiting) => {}
-            Ok(Stop::Budget) => self.run_queue.push(connection),
+            Ok(Stop::Budget) => {
+                connection.is_long = true;
+                self.run_queue.push(connection);
+            }
             Ok(Stop::NoRoom) if connection.is_stalled => {}
             Ok(Stop::NoRoom) => {
                 connection.is_stalled = true;
@@ -695,12 +716,7 @@ impl Engine {
                 }
             }
         }
-        if let Some(spare) = connection.write.release_memory()
-            && self.spare_outputs.len() < SPARE_BUFFERS_MAX
-            && spare.capacity() <= SPARE_BYTES_MAX
-        {
-            self.spare_outputs.push(spare);
-        }
+        keep_spare(&mut self.spare_outputs, connection.write.release_memory());
         while let Some((_, delivery)) = connection.deliveries.pop_front_if(|(end, _)| *end <= connection.write.taken())
         {
             self.service.delivered.push_back(delivery);
@@ -771,25 +787,13 @@ fn find(connections: &mut Slab<Connection>, id: ConnectionId) -> Option<&mut Con
     connections.get_mut(id.slot as usize).filter(|connection| connection.id == id)
 }
 
-/// Connections that have something to do, in the order in which they came. Those that move a file wait in a line of their
-/// own: what they do in a turn is bounded together, so that they are in nobody's way however many they are.
-#[derive(Default)]
-struct RunQueue {
-    requests: VecDeque<ConnectionId>,
-    transfers: VecDeque<ConnectionId>,
-}
-
-impl RunQueue {
-    fn push(&mut self, connection: &mut Connection) {
-        if !connection.is_queued {
-            connection.is_queued = true;
-            let line = if connection.phase.is_transfer() { &mut self.transfers } else { &mut self.requests };
-            line.push_back(connection.id);
-        }
-    }
-
-    fn is_empty(&self) -> bool {
-        self.requests.is_empty() && self.transfers.is_empty()
+/// Keeps the memory of a buffer for the next that needs some, if it is not large and there are not many.
+fn keep_spare(spares: &mut Vec<Vec<u8>>, spare: Option<Vec<u8>>) {
+    if let Some(spare) = spare
+        && spares.len() < SPARE_BUFFERS_MAX
+        && spare.capacity() <= SPARE_BYTES_MAX
+    {
+        spares.push(spare);
     }
 }
 

@@ -18,9 +18,9 @@
 //! | where it is kept | [`store`] (all of it), [`data`] (the directory), [`log`] and [`tail`] (the journal in memory), [`journal`], [`segment`], [`record`] and [`aligned`] (on the disk), [`texts`], [`files`] |
 //! | how it comes back | [`recovery`], [`checkpoint`] and [`snapshot`] (what is in one), [`salvage`] (from a damaged journal) |
 //! | how the disk is kept small | [`upkeep`] (when), [`usage`] (what is still needed), [`compaction`], [`space`] |
-//! | how it runs | [`engine`] (the turn), `serve` (a connection's share of it), `service` (what all share), [`connection`], [`buffer`] |
+//! | how it runs | [`engine`] (the turn), `run_queue` (who is next), `serve` (a connection's share of it), `service` (what all share), [`connection`], [`buffer`] |
 //! | how files come and go | [`content`] (base64), [`upload`], [`download`], [`transfer`] (what both share), [`files`] (on the disk) |
-//! | who is kept waiting or out | `admission` (connections), `deadline` (slow peers), [`failures`] (wrong passwords), [`throttle`] (new accounts and groups) |
+//! | who is kept waiting or out | `admission` (connections), `deadline` (slow peers), `eviction` (who takes too much memory), [`failures`] (wrong passwords), [`throttle`] (new accounts and groups) |
 //! | what it runs on | [`net`] (sockets, signals), [`clock`], [`threads`], [`password`], [`local`] (no sockets at all) |
 //! | its bounds | [`limits`] |
 //! | how it is used | [`cli`], [`admin`], [`check`], [`backup`], [`client`] |
@@ -32,7 +32,7 @@
 //!   what is not durable yet.
 //! - Everything between [`net`] and the helper threads runs without a socket, a clock, a file or randomness.
 //! - A peer that keeps the server waiting is closed, and what all connections hold together is bounded: those pay for it that
-//!   have kept the server waiting longest.
+//!   hold most.
 //! - What a peer can make the server hold or do at once is bounded, by a field of [`limits::Limits`].
 
 pub mod admin;
@@ -55,6 +55,7 @@ pub mod data;
 pub(crate) mod deadline;
 pub mod download;
 pub mod engine;
+pub(crate) mod eviction;
 pub mod failures;
 pub(crate) mod field;
 pub mod files;
@@ -71,6 +72,7 @@ pub mod recovery;
 pub mod refusal;
 pub mod reply;
 pub mod request;
+pub(crate) mod run_queue;
 pub mod salvage;
 pub mod segment;
 pub(crate) mod serve;

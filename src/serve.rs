@@ -25,7 +25,7 @@ const HEAD_BYTES_MAX: usize = 1024;
 pub(crate) enum Stop {
     /// It goes on when something comes: bytes, room to write, a completion.
     Waiting,
-    /// It goes on in the next turn.
+    /// It goes on in a turn in which what takes long is done.
     Budget,
     /// It goes on when the journal has room.
     NoRoom,
@@ -64,6 +64,7 @@ pub(crate) fn serve_within_budget(
                 Step::Done => requests_left -= 1,
                 Step::Waiting => return Ok(Stop::Waiting),
                 Step::Starved => break,
+                Step::Long => return Ok(Stop::Budget),
             }
         }
         if requests_left == 0 || *used >= share {
@@ -93,15 +94,17 @@ pub(crate) fn discard_input(
     share: u64,
     used: &mut u64,
 ) -> Result<Stop, CloseReason> {
-    while *used < share {
+    loop {
         let pending = connection.read.pending().len();
         connection.read.consume(pending);
         if connection.is_ended || !connection.is_readable {
             return Ok(Stop::Waiting);
         }
+        if *used >= share {
+            return Ok(Stop::Budget);
+        }
         *used += fill(connection, spare_buffers, host)?;
     }
-    Ok(Stop::Budget)
 }
 
 /// Reads once. Says how many bytes came.
@@ -142,6 +145,8 @@ pub(crate) enum Step {
     Waiting,
     /// More bytes must come first.
     Starved,
+    /// It takes long, so a long turn must come first.
+    Long,
 }
 
 fn step(connection: &mut Connection, service: &mut Service, host: &mut impl Host) -> Result<Step, CloseReason> {
@@ -177,8 +182,8 @@ fn next_request(connection: &mut Connection, service: &mut Service, host: &mut i
             let whole = read.pending().get(..length).unwrap_or_default();
             let taken = handle_line(connection, service, host, read.slice(content), whole);
             connection.read = read;
-            connection.read.consume(taken);
-            Step::Done
+            connection.read.consume(taken.unwrap_or(0));
+            if taken.is_some() { Step::Done } else { Step::Long }
         }
         Line::TooLong => {
             let read = std::mem::take(&mut connection.read);
@@ -199,17 +204,17 @@ fn is_file_under_way(connection: &Connection, service: &Service) -> bool {
         && request::carries_file(pending, connection.peer.audience())
 }
 
-/// Handles a whole line: `line` without its line end, `whole` with it. Says how many bytes were used: all, or for a file that
-/// is not small those before its content.
+/// Handles a whole line: `line` without its line end, `whole` with it. Says how many bytes were used: all, for a file that is
+/// not small those before its content, and none if it must come again in a long turn.
 fn handle_line(
     connection: &mut Connection,
     service: &mut Service,
     host: &mut impl Host,
     line: &[u8],
     whole: &[u8],
-) -> usize {
+) -> Option<usize> {
     if request::is_blank(line) {
-        return whole.len();
+        return Some(whole.len());
     }
     connection.wait.reach(Stage::Stranger);
     connection.progress += PROGRESS_BYTES;
@@ -221,15 +226,17 @@ fn handle_line(
                 content.ends_with(b"\n") && content::decoded_bytes(content) <= service.limits.small_file_bytes()
             };
             let small = content.filter(is_small);
-            service.answer(connection, request.spec, host, |context| command::handle(context, &request, small));
-            match (request.content_at, &connection.phase) {
+            if !service.answer(connection, request.spec, host, |context| command::handle(context, &request, small)) {
+                return None;
+            }
+            Some(match (request.content_at, &connection.phase) {
                 (Some(content_at), Phase::Upload(_)) => content_at,
                 _ => whole.len(),
-            }
+            })
         }
         Err(fault) => {
             service.refuse(connection, fault.refusal, fault.spec);
-            whole.len()
+            Some(whole.len())
         }
     }
 }

@@ -74,6 +74,8 @@ pub(crate) struct Service {
     pub(crate) storing: HashMap<TransferId, Storing>,
     /// Of the connection that is being served.
     pub(crate) token: LastToken,
+    /// It has waited for its turn to be given what takes long.
+    pub(crate) is_long_turn: bool,
     /// INBOX replies that got out, until that is written down.
     pub(crate) delivered: VecDeque<Delivery>,
     /// The disk.
@@ -121,6 +123,7 @@ impl Service {
             scratch: Vec::new(),
             storing: HashMap::new(),
             token: LastToken::default(),
+            is_long_turn: false,
             delivered: VecDeque::new(),
             upkeep: Upkeep::new(holdings),
             removals: VecDeque::new(),
@@ -129,6 +132,7 @@ impl Service {
     }
 
     pub(crate) fn context<'e>(&'e mut self, peer: Peer, random: &'e mut dyn FnMut() -> [u8; 16]) -> Context<'e> {
+        let memory_short = self.memory_short();
         Context {
             state: &mut self.state,
             log: &mut self.log,
@@ -139,7 +143,9 @@ impl Service {
             foundings_by_network: &mut self.foundings_by_network,
             failures: &mut self.failures,
             work_bytes: &mut self.work_bytes,
-            is_authorised: false,
+            authorised: None,
+            may_take_long: self.is_long_turn || peer == Peer::Admin,
+            is_memory_short: self.held_bytes as u64 >= memory_short,
             is_registration_open: self.is_registration_open,
             now: self.now,
             token: &mut self.token,
@@ -151,18 +157,23 @@ impl Service {
         }
     }
 
-    /// Runs a handler for a connection and writes the answer, or begins what must come before it.
+    /// Runs a handler for a connection and writes the answer, or begins what must come before it. Says false when nothing
+    /// was done, and the request must come again in a long turn.
     pub(crate) fn answer(
         &mut self,
         connection: &mut Connection,
         spec: &'static Spec,
         host: &mut impl Host,
         handler: impl for<'e> FnOnce(&'e mut Context<'_>) -> Result<Outcome<'e>, Refusal>,
-    ) {
+    ) -> bool {
         let mut random = || host.random();
         let mut context = self.context(connection.peer, &mut random);
         let task = match handler(&mut context) {
             Ok(Outcome::Begin(task)) => Some(task),
+            Ok(Outcome::Later) => {
+                connection.user = context.authorised.or(connection.user);
+                return false;
+            }
             Ok(Outcome::Reply(reply)) => {
                 reply::ok(connection.write.out(), &reply, spec);
                 None
@@ -172,8 +183,9 @@ impl Service {
                 None
             }
         };
-        if context.is_authorised {
+        if context.authorised.is_some() {
             connection.wait.reach(Stage::Known);
+            connection.user = context.authorised;
         }
         match task {
             Some(Task::Inbox(_) | Task::Upload(_) | Task::Download(..)) if self.is_memory_short() => {
@@ -189,6 +201,7 @@ impl Service {
                 connection.write.seal(if shows_nothing { None } else { self.log.unsettled() });
             }
         }
+        true
     }
 
     pub(crate) fn refuse(&mut self, connection: &mut Connection, refusal: Refusal, spec: Option<&Spec>) {
@@ -290,7 +303,14 @@ impl Service {
 
     /// True when what connections hold leaves no room for one more long answer or transfer.
     fn is_memory_short(&self) -> bool {
-        self.held_bytes as u64 >= self.limits.connections_bytes_max
+        self.held_bytes as u64 >= self.memory_short()
+    }
+
+    /// What connections may hold before more is refused. Past their budget some are closed at the end of each turn, so this
+    /// is reached only by what cannot be taken back.
+    fn memory_short(&self) -> u64 {
+        let most = self.limits.connections_bytes_max;
+        most.saturating_add(most / 4)
     }
 
     /// Keeps everything on the disk that is there now, as long as the connection lasts, and says what that is.

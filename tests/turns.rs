@@ -173,3 +173,35 @@ fn a_message_to_many_counts_for_many() {
     }
     assert!(refused.iter().all(|count| *count <= 3), "{refused:?}");
 }
+
+#[test]
+fn what_takes_little_does_not_wait_for_long_answers_and_no_user_waits_for_anothers() {
+    const LISTED: usize = 2000;
+    let mut memory = Memory::new(Limits::default());
+    let (sender, honest, other) = (memory.open(), memory.open(), memory.open());
+    let token = memory.login(sender, "messi");
+    let other_token = memory.login(other, "lineker");
+    for number in 0..LISTED {
+        for token in [&token, &other_token] {
+            memory.request(sender, &format!("SEND FILE {token} messi {number:0100} QUJD"));
+        }
+    }
+    let greedy: Vec<ConnectionId> = (0..50).map(|_| memory.open()).collect();
+    for id in &greedy {
+        memory.local.send(*id, format!("MY FILE {token}\n").repeat(2).as_bytes());
+    }
+    memory.local.turn().unwrap();
+    memory.local.send(honest, b"PING\n");
+    memory.local.send(other, format!("MY FILE {other_token}\n").as_bytes());
+    assert_eq!(memory.turn(honest), 1, "a short request is answered in the turn in which it comes");
+    assert!(memory.turn(other) + memory.turn(other) == 1, "a long one as soon as it is that user's turn");
+    let answered = greedy.iter().filter(|id| !memory.local.received(**id).is_empty()).count();
+    assert!((1..20).contains(&answered), "{answered} of the others");
+    let mut left = 2 * greedy.len() - answered;
+    for _ in 0..200 {
+        memory.local.turn().unwrap();
+        let count = |reply: Vec<u8>| String::from_utf8(reply).unwrap().matches("\r\n\r\n").count();
+        left -= greedy.iter().map(|id| count(memory.local.received(*id))).sum::<usize>();
+    }
+    assert_eq!(left, 0, "and all are answered");
+}
