@@ -58,7 +58,7 @@ fn users() -> Bench {
     }
     state.apply(&Change::SessionOpened { session: SessionId([0; 16]), user: UserId(0), at: NOW }, Place::default());
     let limits = Limits { mailbox_messages_max: usize::MAX, mailbox_bytes_max: u64::MAX, ..Limits::default() };
-    let registration = Registration { is_open: false, per_minute_max: 0 };
+    let registration = Registration::Closed;
     let engine = Engine::new(limits, registration, state, Log::new(layout, layout.first()), Holdings::default());
     let mut local = Local::new(engine, AtOnce, NOW);
     let connections = (0..USERS).map(|number| {

@@ -125,8 +125,7 @@ pub fn make_demo(store: &mut Store, hasher: &mut Hasher) -> Result<(), AdminErro
 fn request_offline(store: Store, line: &str) -> Result<Value, AdminError> {
     // The directory is held, so that no server starts meanwhile.
     let Store { directory: _held, state, log, holdings, disk } = store;
-    let registration = Registration { is_open: false, per_minute_max: 0 };
-    let engine = Engine::new(Limits::default(), registration, state, log, holdings);
+    let engine = Engine::new(Limits::default(), Registration::Closed, state, log, holdings);
     let hasher = Hasher::new().map_err(AdminError::Hash)?;
     // What an administrator does bears no time.
     let mut local = Local::new(engine, StoreWorkers { disk, hasher }, 0);

@@ -6,11 +6,16 @@ use std::net::IpAddr;
 use crate::connection::Peer;
 use crate::limits::Limits;
 
+/// So many that are turned away are let read that, if their peers go on sending meanwhile; others lose what they are told.
+pub(crate) const TURNED_AWAY_MAX: usize = 32;
+
 /// How many are connected.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Admission {
     peers: usize,
     administrators: usize,
+    /// Those that were one too many and are not gone yet.
+    turned_away: usize,
     /// Of each network that is counted.
     by_network: HashMap<IpAddr, usize>,
 }
@@ -52,9 +57,20 @@ impl Admission {
         }
     }
 
+    /// Counts one more that was one too many. Says whether there is time to let it read that.
+    pub(crate) fn turn_away(&mut self) -> bool {
+        self.turned_away += 1;
+        self.turned_away <= TURNED_AWAY_MAX
+    }
+
+    /// Counts one less of those.
+    pub(crate) fn turned_away_left(&mut self) {
+        self.turned_away -= 1;
+    }
+
     /// Panics when these are not the peers that were counted.
-    pub(crate) fn assert_counts(&self, peers: impl Iterator<Item = Peer>, limits: &Limits) {
-        let mut counted = Self::default();
+    pub(crate) fn assert_counts(&self, peers: impl Iterator<Item = Peer>, turned_away: usize, limits: &Limits) {
+        let mut counted = Self { turned_away, ..Self::default() };
         peers.for_each(|peer| counted.enter(peer, limits));
         assert_eq!(counted, *self, "who is connected");
     }

@@ -27,7 +27,6 @@ use crate::net::{self, Server, ServerOptions};
 const DATA_DEFAULT: &str = "./kurir-data";
 const DATA_DEMO: &str = "./kurir-demo";
 const LISTEN_DEFAULT: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 8889);
-const REGISTRATIONS_PER_MINUTE: u32 = 10;
 /// How long the end of the program waits for what it has left to say.
 const PATIENCE: Duration = Duration::from_secs(1);
 
@@ -101,11 +100,7 @@ struct Serve {
 
     /// Whether strangers may make accounts with REGISTER [default: closed, or open with --demo]
     #[arg(long, env = "KURIR_REGISTRATION", value_name = "STATE")]
-    registration: Option<RegistrationState>,
-
-    /// Accounts that one address may make a minute, 0 for no limit [default: 10, or 0 with --demo]
-    #[arg(long, env = "KURIR_REGISTRATIONS_PER_MINUTE", value_name = "N")]
-    registrations_per_minute: Option<u32>,
+    registration: Option<Registration>,
 
     /// What to log
     #[arg(long, env = "KURIR_LOG", value_name = "LEVEL", default_value = "info")]
@@ -121,12 +116,6 @@ struct Serve {
 
     #[command(flatten)]
     limits: Limits,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum RegistrationState {
-    Open,
-    Closed,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -279,7 +268,7 @@ fn address(text: &str) -> Result<SocketAddr, String> {
 
 /// What the arguments mean together.
 fn server_options(arguments: Serve) -> Result<ServerOptions, String> {
-    let Serve { mut listen, data, demo, registration, registrations_per_minute, limits, sync, .. } = arguments;
+    let Serve { mut listen, data, demo, registration, limits, sync, .. } = arguments;
     limits.check()?;
     if listen.is_empty() {
         listen.push(LISTEN_DEFAULT);
@@ -287,12 +276,7 @@ fn server_options(arguments: Serve) -> Result<ServerOptions, String> {
     if demo && let Some(address) = listen.iter().find(|address| !net::is_loopback(address.ip())) {
         return Err(format!("--demo has a password that everybody knows, so it does not listen on {address}"));
     }
-    let registration_default = if demo { RegistrationState::Open } else { RegistrationState::Closed };
-    let per_minute_default = if demo { 0 } else { REGISTRATIONS_PER_MINUTE };
-    let registration = Registration {
-        is_open: registration.unwrap_or(registration_default) == RegistrationState::Open,
-        per_minute_max: registrations_per_minute.unwrap_or(per_minute_default),
-    };
+    let registration = registration.unwrap_or(if demo { Registration::Open } else { Registration::Closed });
     let data = data.unwrap_or_else(|| PathBuf::from(if demo { DATA_DEMO } else { DATA_DEFAULT }));
     let sync = match sync {
         SyncWhen::Always => Sync::Always,

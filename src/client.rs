@@ -64,8 +64,17 @@ impl<S: Read + Write> Client<S> {
     /// # Errors
     /// [`ClientError`]
     pub fn request(&mut self, line: &str) -> Result<Value, ClientError> {
-        self.send(line.as_bytes())?;
-        self.reply()
+        match self.send(line.as_bytes()) {
+            // A server that takes nothing more may have said why.
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => match self.reply() {
+                Err(ClientError::Io(_)) => Err(error.into()),
+                said => said,
+            },
+            sent => {
+                sent?;
+                self.reply()
+            }
+        }
     }
 
     /// Waits for the next reply and gives it back if it says OK.

@@ -19,6 +19,7 @@ use crate::limits::Limits;
 use crate::log::{DiskFull, Log, Need};
 use crate::mailbox::Entry;
 use crate::password::PasswordDone;
+use crate::password_queue::PasswordQueue;
 use crate::refusal::Refusal;
 use crate::reply::Reply;
 use crate::request::Request;
@@ -53,6 +54,8 @@ pub struct Context<'e> {
     pub foundings_by_network: &'e mut Throttle<IpAddr>,
     /// Wrong passwords.
     pub failures: &'e mut Failures,
+    /// Password work that waits.
+    pub passwords: &'e PasswordQueue,
     /// Where work is added that no answer shows: bytes that are looked at, or written, for receivers.
     pub work_bytes: &'e mut u64,
     /// Whose token, that is good, the peer has shown or got.
@@ -354,6 +357,17 @@ impl Context<'_> {
         Ok(Outcome::Reply(Reply::Done))
     }
 
+    /// Password work has a place in its queue.
+    fn check_passwords(&self) -> Result<(), Refusal> {
+        if self.passwords.admits(self.peer, self.limits) { Ok(()) } else { Err(Refusal::ServerBusy) }
+    }
+
+    /// Begins password work, if there is a place for it.
+    fn begin(&self, work: PasswordWork) -> Handled<'static> {
+        self.check_passwords()?;
+        Ok(Outcome::Begin(Task::Password(work)))
+    }
+
     /// Whether work that takes about so many bytes must wait for its turn, since others wait for what takes less.
     fn puts_off(&self, bytes: usize) -> bool {
         bytes > LONG_BYTES && !self.may_take_long
@@ -430,11 +444,11 @@ fn login<'e>(context: &Context<'_>, request: &Request<'_>) -> Handled<'e> {
     let tried = Some(may_try(context, name)?);
     let user = context.state.user_named(name);
     let hash = user.and_then(|user| context.state.user(user)).map(|account| account.password_hash.to_string());
-    Ok(Outcome::Begin(Task::Password(PasswordWork {
+    context.begin(PasswordWork {
         check: Some((password.to_owned(), hash.clone())),
         hash: None,
         pending: Pending { spec: request.spec, step: Step::Login { user, checked: hash.unwrap_or_default() }, tried },
-    })))
+    })
 }
 
 /// Where a try to guess a password comes from. The administrator need not guess.
@@ -490,11 +504,14 @@ fn register<'e>(context: &mut Context<'_>, request: &Request<'_>) -> Handled<'e>
     if !context.is_registration_open {
         return Err(Refusal::RegistrationClosed);
     }
-    let work = add_user(context, request)?;
+    check_name(request.parameter(0))?;
+    new_password(request.parameter(1))?;
+    context.check_passwords()?;
+    // From here on it counts: the answer may tell that there is such a name.
     if let Some(network) = context.peer.network() {
         context.registrations.act(network, context.now.steady_ms).map_err(Refusal::Throttled)?;
     }
-    Ok(work)
+    add_user(context, request)
 }
 
 fn add_user<'e>(context: &Context<'_>, request: &Request<'_>) -> Handled<'e> {
@@ -502,21 +519,21 @@ fn add_user<'e>(context: &Context<'_>, request: &Request<'_>) -> Handled<'e> {
     check_name_is_free(context, name)?;
     check_users(context)?;
     let password = new_password(request.parameter(1))?;
-    Ok(Outcome::Begin(Task::Password(PasswordWork {
+    context.begin(PasswordWork {
         check: None,
         hash: Some(password),
         pending: Pending { spec: request.spec, step: Step::AddUser { name: name.into() }, tried: None },
-    })))
+    })
 }
 
 fn set_password<'e>(context: &Context<'_>, request: &Request<'_>) -> Handled<'e> {
     let user = context.state.user_named(request.parameter(0)).ok_or(Refusal::NoSuchUser)?;
     let password = new_password(request.parameter(1))?;
-    Ok(Outcome::Begin(Task::Password(PasswordWork {
+    context.begin(PasswordWork {
         check: None,
         hash: Some(password),
         pending: Pending { spec: request.spec, step: Step::SetPassword { user }, tried: None },
-    })))
+    })
 }
 
 fn change_password<'e>(context: &Context<'_>, request: &Request<'_>, session: SessionId, user: UserId) -> Handled<'e> {
@@ -524,11 +541,11 @@ fn change_password<'e>(context: &Context<'_>, request: &Request<'_>, session: Se
     let checked = account.password_hash.to_string();
     let password = new_password(request.parameter(2))?;
     let tried = Some(may_try(context, &account.name)?);
-    Ok(Outcome::Begin(Task::Password(PasswordWork {
+    context.begin(PasswordWork {
         check: Some((request.parameter(1).to_owned(), Some(checked.clone()))),
         hash: Some(password),
         pending: Pending { spec: request.spec, step: Step::ChangePassword { user, session, checked }, tried },
-    })))
+    })
 }
 
 fn remove_user<'e>(context: &mut Context<'_>, name: &str) -> Handled<'e> {
@@ -577,12 +594,16 @@ fn send<'e>(context: &mut Context<'_>, from: UserId, to: Target, text: &str) -> 
     let from_name = &*known(context.state, from)?.name;
     let to_name = context.state.target_name(to).ok_or(Refusal::NoSuchUser)?;
     let bytes = change::message_bytes(from_name, to_name, text) as u64;
+    // What many mailboxes hold leaves less for each, so that those who fill some do not take the place of the others.
+    let waiting = usize::try_from(context.state.usage().records()).unwrap_or(usize::MAX);
+    let free = context.limits.messages_max.saturating_sub(waiting);
+    let messages_max = messages_max.min(free);
     let is_full =
         |user: &User| user.mailbox.entries().len() >= messages_max || user.mailbox.bytes() + bytes > bytes_max;
     let mut receivers = 0;
     let is_any_full = context.state.receivers(from, to).inspect(|_| receivers += 1).any(is_full);
-    *context.work_bytes += receivers * size_of::<Entry>() as u64;
-    if is_any_full {
+    *context.work_bytes += (receivers * size_of::<Entry>()) as u64;
+    if is_any_full || receivers > free {
         return Err(Refusal::MailboxFull);
     }
     let at = context.now.utc_ms;
@@ -693,6 +714,9 @@ fn create_group<'e>(context: &mut Context<'_>, request: &Request<'_>, user: User
     if secret.len() > PASSWORD_BYTES_MAX {
         return Err(Refusal::InvalidPassword);
     }
+    if !secret.is_empty() {
+        context.check_passwords()?;
+    }
     let now = context.now.steady_ms;
     // What the address refuses does not count for the user.
     context.foundings_by_user.check(&user, now).map_err(Refusal::Throttled)?;
@@ -704,11 +728,11 @@ fn create_group<'e>(context: &mut Context<'_>, request: &Request<'_>, user: User
         let group = context.state.next_group();
         return context.grow(&Change::GroupCreated { group, name, owner: user, secret_hash: None });
     }
-    Ok(Outcome::Begin(Task::Password(PasswordWork {
+    context.begin(PasswordWork {
         check: None,
         hash: Some(secret.to_owned()),
         pending: Pending { spec: request.spec, step: Step::CreateGroup { user, name: name.into() }, tried: None },
-    })))
+    })
 }
 
 fn join_group<'e>(context: &mut Context<'_>, request: &Request<'_>, user: UserId) -> Handled<'e> {
@@ -721,7 +745,7 @@ fn join_group<'e>(context: &mut Context<'_>, request: &Request<'_>, user: UserId
     match context.state.group(group).and_then(|group| group.secret_hash.as_deref()) {
         None => join(context, group, user),
         Some(_) if secret.is_empty() => Err(Refusal::WrongSecret),
-        Some(secret_hash) => Ok(Outcome::Begin(Task::Password(PasswordWork {
+        Some(secret_hash) => context.begin(PasswordWork {
             check: Some((secret.to_owned(), Some(secret_hash.to_owned()))),
             hash: None,
             pending: Pending {
@@ -729,7 +753,7 @@ fn join_group<'e>(context: &mut Context<'_>, request: &Request<'_>, user: UserId
                 step: Step::JoinGroup { user, group },
                 tried: Some(may_try(context, request.parameter(1))?),
             },
-        }))),
+        }),
     }
 }
 
@@ -824,10 +848,12 @@ fn check_membership(context: &Context<'_>, group: GroupId, user: UserId) -> Resu
     }
 }
 
+fn check_name(name: &str) -> Result<(), Refusal> {
+    if is_name(name) { Ok(()) } else { Err(Refusal::InvalidName) }
+}
+
 fn check_name_is_free(context: &Context<'_>, name: &str) -> Result<(), Refusal> {
-    if !is_name(name) {
-        return Err(Refusal::InvalidName);
-    }
+    check_name(name)?;
     if context.state.is_taken(name) { Err(Refusal::NameTaken) } else { Ok(()) }
 }
 

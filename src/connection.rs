@@ -295,8 +295,11 @@ impl Connection {
             // An administrator's work may take its time.
             _ if is_admin => Awaited::Nothing,
             _ if is_unread => Awaited::Reading,
-            _ if !self.is_starved || self.is_queued || self.closing.is_some() => Awaited::Nothing,
-            Phase::Requests if self.read.pending().is_empty() => Awaited::Request,
+            _ if !self.is_starved || self.closing.is_some() => Awaited::Nothing,
+            // More of a line does not make its time begin anew, whether it had its turn yet or not.
+            Phase::Requests if !self.read.pending().is_empty() => Awaited::Line,
+            _ if self.is_queued => Awaited::Nothing,
+            Phase::Requests => Awaited::Request,
             _ => Awaited::Line,
         };
         let progress = if awaited == Awaited::Reading { self.write.taken() } else { self.progress };

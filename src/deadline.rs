@@ -14,7 +14,7 @@ pub(crate) const PROGRESS_BYTES: u64 = 64 * 1024;
 /// A peer that has read much at once has so many times as long for the next step at most: the systems between open their
 /// buffers in steps of a megabyte.
 const CREDIT_MAX: u64 = 4;
-/// How long somebody who is late is let be because a password is being worked on; once.
+/// How long somebody who is late is let be because the server is at something for it; once.
 const RESPITE_MS: u64 = 5000;
 
 /// What is waited for.
@@ -124,7 +124,8 @@ impl Wait {
         }
     }
 
-    /// Until when the peer has time, and what it is closed for then.
+    /// Until when the peer has time, and what it is closed for then. A stranger who is to be closed may read what he has asked
+    /// for, but has no more than as much time again for that, however he goes on.
     fn deadline(&self, limits: &Limits, is_closing: bool) -> Option<(u64, CloseReason)> {
         let after = |since: u64, ms: u64, reason| (ms > 0).then(|| (since.saturating_add(ms), reason));
         let awaited = match self.awaited {
@@ -143,7 +144,8 @@ impl Wait {
             Stage::Stranger => after(opened, limits.auth_ms_max, CloseReason::NoLogin),
             Stage::Known => None,
         };
-        awaited.into_iter().chain(stage.filter(|_| !is_closing)).min_by_key(|(at, _)| *at)
+        let stage = stage.map(|(at, reason)| (if is_closing { at.saturating_add(at - opened) } else { at }, reason));
+        awaited.into_iter().chain(stage).min_by_key(|(at, _)| *at)
     }
 }
 
@@ -187,12 +189,12 @@ impl Deadlines {
         limits: &Limits,
         now: u64,
         is_closing: bool,
-        is_checking_password: bool,
+        is_server_late: bool,
     ) -> Option<CloseReason> {
         wait.due = None;
         let (mut at, reason) = wait.deadline(limits, is_closing)?;
         if at <= now {
-            if !is_checking_password || wait.has_had_respite {
+            if !is_server_late || wait.has_had_respite {
                 return Some(reason);
             }
             wait.has_had_respite = true;

@@ -17,7 +17,7 @@ use crate::reply;
 use crate::serve::Step;
 use crate::service::Service;
 use crate::texts;
-use crate::transfer::BLOCK_BYTES;
+use crate::transfer::{BLOCK_BYTES, Direction};
 use crate::verb::Spec;
 
 /// A file of its own on its way out.
@@ -123,10 +123,9 @@ impl Service {
                 return self.begin_small_download(connection, small, host);
             }
         };
-        if self.transfers.len() - self.uploads >= self.limits.downloads_max || !self.admit_transfer(user) {
+        let Some(transfer) = self.transfers.begin(Direction::Download, user, connection.id, &self.limits) else {
             return self.refuse(connection, Refusal::ServerBusy, Some(spec));
-        }
-        let transfer = self.next_transfer(connection.id);
+        };
         let mut download = Download {
             transfer,
             spec,
@@ -148,8 +147,7 @@ impl Service {
 
     /// Ends a download, whole or not.
     pub(crate) fn forget_download(&mut self, download: &Download, host: &mut impl Host) {
-        self.transfers.remove(&download.transfer);
-        self.end_transfer(download.user);
+        self.transfers.abandon(download.transfer);
         host.submit(Job::File(FileJob::Forget(download.transfer)));
     }
 

@@ -12,6 +12,7 @@ use std::collections::{BTreeSet, VecDeque};
 use std::fmt;
 use std::io::{self, ErrorKind};
 
+use clap::ValueEnum;
 use slab::Slab;
 use tracing::{debug, error, info};
 
@@ -41,6 +42,8 @@ use crate::upkeep::Holdings;
 const SPARE_BUFFERS_MAX: usize = 64;
 /// Of either, what is larger than this is not kept.
 const SPARE_BYTES_MAX: usize = 64 * 1024;
+/// How often it is logged how many connections were turned away.
+const TURNED_AWAY_LOG_MS: u64 = 1000;
 /// Connections looked at in one turn because their time may be over.
 const LATE_PER_TURN_MAX: usize = 1024;
 
@@ -116,13 +119,13 @@ pub enum Completion {
     Compacted(Compacted),
 }
 
-/// What may be done without asking an administrator.
-#[derive(Clone, Copy, Debug)]
-pub struct Registration {
-    /// Strangers may make accounts.
-    pub is_open: bool,
-    /// So many a minute from one address; 0 for no limit.
-    pub per_minute_max: u32,
+/// Whether strangers may make accounts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Registration {
+    /// They may.
+    Open,
+    /// Only the administrator makes them.
+    Closed,
 }
 
 /// The server, but for its sockets, threads and disk.
@@ -143,6 +146,9 @@ pub struct Engine {
     closed: Vec<(ConnectionId, CloseReason)>,
     /// When peers that keep the server waiting are closed.
     deadlines: Deadlines,
+    /// Connections that were one too many, until that is logged, and when that may be.
+    turned_away: u64,
+    turned_away_logged_at: u64,
     /// What answers and other work of completions took, until it is counted against the turn.
     given_bytes: u64,
     spare_buffers: Vec<Vec<u8>>,
@@ -176,6 +182,8 @@ impl Engine {
             stalled: Vec::new(),
             closed: Vec::new(),
             deadlines: Deadlines::default(),
+            turned_away: 0,
+            turned_away_logged_at: 0,
             given_bytes: 0,
             spare_buffers: Vec::new(),
             spare_outputs: Vec::new(),
@@ -229,6 +237,9 @@ impl Engine {
         debug!(%peer, slot, "connection opened");
         connection.is_turned_away = is_full;
         if is_full {
+            self.turned_away += 1;
+            // Without time for that it is closed at once, as if its peer had ended.
+            connection.is_ended = !self.admission.turn_away();
             reply::error(connection.write.out(), &Refusal::ServerFull, None);
             connection.write.seal(None);
             connection.closing = Some(CloseReason::ServerFull);
@@ -277,7 +288,8 @@ impl Engine {
     pub fn next_deadline(&self) -> Option<u64> {
         let Service { upkeep, state, log, limits, .. } = &self.service;
         let upkeep = upkeep.next_deadline(state, log, limits.checkpoint_bytes);
-        self.deadlines.next().into_iter().chain(upkeep).min()
+        let turned_away = (self.turned_away > 0).then_some(self.turned_away_logged_at);
+        self.deadlines.next().into_iter().chain(upkeep).chain(turned_away).min()
     }
 
     /// Takes nothing new any more: what was received is served, answered, and then every connection is closed.
@@ -319,12 +331,23 @@ impl Engine {
         self.end_holds_on_a_full_disk();
         self.submit_batch(host);
         self.close_late();
+        self.log_turned_away();
         for id in std::mem::take(&mut self.unflushed) {
             self.flush(id, host);
         }
         self.service.write_down_deliveries();
         self.make_room();
         self.reap(host);
+    }
+
+    /// A line for each would be one that every stranger can have written as often as he connects.
+    fn log_turned_away(&mut self) {
+        let now = self.service.now.steady_ms;
+        if self.turned_away > 0 && now >= self.turned_away_logged_at {
+            info!(count = self.turned_away, reason = %CloseReason::ServerFull, "connections turned away");
+            self.turned_away = 0;
+            self.turned_away_logged_at = now + TURNED_AWAY_LOG_MS;
+        }
     }
 
     /// Closes those whose peers have kept the server waiting for too long.
@@ -334,10 +357,11 @@ impl Engine {
             let Some(id) = self.deadlines.pop(now) else { return };
             let Some(connection) = find(&mut self.connections, id) else { continue };
             connection.note_wait(now);
-            let (is_closing, is_checking) =
-                (connection.closing.is_some(), matches!(connection.phase, Phase::Password(_)));
+            let is_closing = connection.closing.is_some();
+            // It may be the server that is late.
+            let is_server_late = connection.is_queued || matches!(connection.phase, Phase::Password(_));
             let limits = &self.service.limits;
-            let late = self.deadlines.judge(id, &mut connection.wait, limits, now, is_closing, is_checking);
+            let late = self.deadlines.judge(id, &mut connection.wait, limits, now, is_closing, is_server_late);
             match (late, connection.closing) {
                 (None, _) => {}
                 (Some(CloseReason::SlowReader), _) => self.closed.push((id, CloseReason::SlowReader)),
@@ -408,7 +432,8 @@ impl Engine {
         let held: usize = connections().map(|connection| connection.counted_bytes).sum();
         assert_eq!(held, self.service.held_bytes, "the memory that connections hold");
         let admitted = connections().filter(|connection| !connection.is_turned_away);
-        self.admission.assert_counts(admitted.map(|connection| connection.peer), &self.service.limits);
+        let turned_away = connections().filter(|connection| connection.is_turned_away).count();
+        self.admission.assert_counts(admitted.map(|connection| connection.peer), turned_away, &self.service.limits);
         let due = connections().filter_map(|connection| connection.wait.due().map(|due| (due, connection.id)));
         self.deadlines.assert_queue(due);
         for connection in connections() {
@@ -500,7 +525,7 @@ impl Engine {
     }
 
     fn password_done(&mut self, done: &PasswordDone, host: &mut impl Host) {
-        self.service.end_password(done.connection);
+        self.service.passwords.leave(done.connection);
         let Some(connection) = find(&mut self.connections, done.connection) else { return };
         let pending = match std::mem::take(&mut connection.phase) {
             // It took too long, and the peer was told that nothing more comes.
@@ -534,9 +559,6 @@ impl Engine {
     }
 
     fn file_done(&mut self, done: FileDone, host: &mut impl Host) {
-        if let FileDone::Appended(transfer, _) | FileDone::DiskFull(transfer) | FileDone::Busy(transfer) = &done {
-            self.service.blocks_out.remove(*transfer);
-        }
         match done {
             FileDone::Appended(transfer, spare) => self.upload_appended(transfer, spare),
             FileDone::Stored(transfer, sum) => self.upload_stored(transfer, sum, host),
@@ -546,11 +568,12 @@ impl Engine {
             FileDone::Unreadable(transfer, failure) => {
                 self.download_unreadable(transfer, &failure, host);
             }
+            FileDone::Forgotten(transfer) => drop(self.service.transfers.end(transfer)),
         }
     }
 
     fn upload_appended(&mut self, transfer: TransferId, spare: Vec<u8>) {
-        let Some(id) = self.service.transfers.get(&transfer).copied() else { return };
+        let Some(id) = self.service.transfers.waiting(transfer) else { return };
         let Some(connection) = find(&mut self.connections, id) else { return };
         let Phase::Upload(upload) = &mut connection.phase else { return };
         upload.appended(spare);
@@ -558,10 +581,8 @@ impl Engine {
     }
 
     fn upload_stored(&mut self, transfer: TransferId, sum: u32, host: &mut impl Host) {
-        let waiting = self.service.transfers.remove(&transfer);
+        let waiting = self.service.transfers.end(transfer);
         let Some(Storing { spec, envelope, bytes, file }) = self.service.storing.remove(&transfer) else { return };
-        self.service.uploads -= 1;
-        self.service.end_transfer(envelope.from);
         if let Some(connection) = waiting.and_then(|id| find(&mut self.connections, id)) {
             connection.phase = Phase::Requests;
             let id = connection.id;
@@ -582,7 +603,7 @@ impl Engine {
 
     /// A transfer cannot go on; its reply has not begun. What is still to come of an upload's line is thrown away.
     fn transfer_refused(&mut self, transfer: TransferId, refusal: Refusal, host: &mut impl Host) {
-        let waiting = self.service.transfers.get(&transfer).copied();
+        let waiting = self.service.transfers.waiting(transfer);
         let storing = self.service.storing.remove(&transfer);
         if let Some(Storing { envelope, bytes, .. }) = &storing {
             self.service.forget_upload(transfer, envelope, *bytes, host);
@@ -613,14 +634,14 @@ impl Engine {
     }
 
     fn download_block(&mut self, transfer: TransferId, block: &[u8]) {
-        let Some(id) = self.service.transfers.get(&transfer).copied() else { return };
+        let Some(id) = self.service.transfers.waiting(transfer) else { return };
         let Some(connection) = find(&mut self.connections, id) else { return };
         self.service.download_block(connection, block);
         self.replied(id);
     }
 
     fn download_unreadable(&mut self, transfer: TransferId, failure: &io::Error, host: &mut impl Host) {
-        let Some(id) = self.service.transfers.get(&transfer).copied() else { return };
+        let Some(id) = self.service.transfers.waiting(transfer) else { return };
         let Some(connection) = find(&mut self.connections, id) else { return };
         let Phase::Download(download) = &connection.phase else { return };
         let file = download.file.0;
@@ -725,7 +746,7 @@ impl Engine {
             self.gated.insert((batch, id));
         }
         if let Some(reason) = connection.closing.filter(|_| connection.write.is_empty()) {
-            if connection.is_ended || reason == CloseReason::ServerFull {
+            if connection.is_ended {
                 self.closed.push((id, reason));
             } else if !connection.is_lingering {
                 // Closed at once, a socket to which something still comes takes back what its peer has not read yet.
@@ -752,14 +773,18 @@ impl Engine {
                 continue;
             }
             let mut connection = self.connections.remove(id.slot as usize);
-            if reason.is_bound() {
+            if reason == CloseReason::ServerFull {
+                debug!(peer = %connection.peer, slot = id.slot, %reason, "connection closed");
+            } else if reason.is_bound() {
                 info!(peer = %connection.peer, slot = id.slot, %reason, "connection closed");
             } else {
                 debug!(peer = %connection.peer, slot = id.slot, %reason, "connection closed");
             }
             self.deadlines.forget(id, &mut connection.wait);
             self.service.held_bytes -= connection.counted_bytes;
-            if !connection.is_turned_away {
+            if connection.is_turned_away {
+                self.admission.turned_away_left();
+            } else {
                 self.admission.leave(connection.peer, &self.service.limits);
             }
             for (_, delivery) in &connection.deliveries {

@@ -1,7 +1,7 @@
 //! Wrong passwords: who made how many, and how long they must wait.
 //!
 //! They are counted for each account and address, so that a stranger does not lock the owner out from elsewhere, and for
-//! each address, so that nobody tries one password on many accounts. Past a number that people need, each further one makes
+//! each address, so that nobody tries one password on many accounts. With time they are forgotten, one after the other. Past a number that people need, each further one makes
 //! the next try wait, a second at first and then twice as long each time. A try that is made too early is refused before
 //! anything is looked up, so it tells nothing. It knows no requests and no clock.
 
@@ -36,6 +36,8 @@ enum Key {
 #[derive(Clone, Copy, Debug, Default)]
 struct Count {
     failures: u32,
+    /// From when on they are forgotten.
+    since: u64,
     last: u64,
     /// The next try is not taken before.
     blocked_until: u64,
@@ -56,16 +58,16 @@ impl Failures {
     pub fn add(&mut self, origin: Origin, account: Option<&str>, limits: &Limits, now: u64) {
         for (key, is_account) in keys(origin, account) {
             self.make_room(limits, now);
+            let forget_ms = forget_ms(&key, limits);
             let count = self.counts.entry(key).or_default();
-            if is_forgotten(count, limits, now) {
-                count.failures = 0;
-            }
+            count.forget(forget_ms, now);
             count.failures = count.failures.saturating_add(1);
             count.last = now;
             let free = if is_account { limits.login_failures_max } else { limits.login_failures_per_address_max };
             if let Some(excess) = count.failures.checked_sub(free) {
                 let delay = DELAY_MS_FIRST.checked_shl(excess.min(32)).unwrap_or(u64::MAX);
                 count.blocked_until = now.saturating_add(delay.min(limits.login_delay_ms_max));
+                count.since = count.blocked_until;
             }
         }
     }
@@ -78,11 +80,14 @@ impl Failures {
 
     /// Forgets what no longer counts, and if that is not enough, an eighth: those that were quiet longest.
     fn make_room(&mut self, limits: &Limits, now: u64) {
-        if self.counts.len() < limits.login_failures_kept_max {
+        if self.counts.len() < limits.counted_max {
             return;
         }
-        self.counts.retain(|_, count| !is_forgotten(count, limits, now));
-        if self.counts.len() < limits.login_failures_kept_max {
+        self.counts.retain(|key, count| {
+            count.forget(forget_ms(key, limits), now);
+            count.failures > 0
+        });
+        if self.counts.len() < limits.counted_max {
             return;
         }
         let mut quiet_since: Vec<u64> = self.counts.values().map(|count| count.last).collect();
@@ -98,9 +103,22 @@ impl Failures {
     }
 }
 
-/// Longer than the longest wait, or whoever waits that out would have all free tries again.
-fn is_forgotten(count: &Count, limits: &Limits, now: u64) -> bool {
-    now >= count.last.saturating_add(limits.login_delay_ms_max.saturating_mul(2))
+impl Count {
+    /// Forgets one failure for each time that has passed. While somebody must wait nothing is forgotten, so whoever goes on
+    /// trying gets no more tries than the longest wait lets him.
+    fn forget(&mut self, forget_ms: u64, now: u64) {
+        let forgotten = now.saturating_sub(self.since) / forget_ms;
+        self.failures = self.failures.saturating_sub(u32::try_from(forgotten).unwrap_or(u32::MAX));
+        self.since = if self.failures == 0 { now } else { self.since.saturating_add(forgotten * forget_ms) };
+    }
+}
+
+/// In what time one failure is forgotten. From one address come those of many people.
+fn forget_ms(key: &Key, limits: &Limits) -> u64 {
+    match key {
+        Key::Account(..) => limits.login_delay_ms_max,
+        Key::Address(_) => (limits.login_delay_ms_max / 10).max(1),
+    }
 }
 
 /// What a try counts for, and whether that is an account.
@@ -173,15 +191,29 @@ mod tests {
         fail(&mut failures, 0);
         fail(&mut failures, 0);
         assert_eq!(failures.check(here, Some("messi"), 0), Ok(()));
-        let later = 2 * Limits::default().login_delay_ms_max;
-        fail(&mut failures, later);
-        assert_eq!(failures.check(here, Some("messi"), later), Ok(()));
+        let each = Limits::default().login_delay_ms_max;
+        fail(&mut failures, each);
+        assert_eq!(failures.check(here, Some("messi"), each), Ok(()), "one of two was forgotten");
+        fail(&mut failures, 2 * each - 1);
+        assert!(failures.check(here, Some("messi"), 2 * each - 1).is_err(), "the second was not");
+        fail(&mut failures, 9 * each);
+        assert_eq!(failures.check(here, Some("messi"), 9 * each), Ok(()));
+    }
+
+    #[test]
+    fn an_office_from_which_a_failure_comes_now_and_then_is_never_shut_out() {
+        let (limits, mut failures, here) = (limits(), Failures::default(), from("192.0.2.1"));
+        for number in 0..1000 {
+            let now = number * limits.login_delay_ms_max / 8;
+            failures.add(here, Some(&number.to_string()), &limits, now);
+            assert_eq!(failures.check(here, Some("messi"), now), Ok(()), "{number}");
+        }
     }
 
     #[test]
     fn what_is_kept_is_bounded_and_the_newest_stays() {
         let (mut failures, mut limits) = (Failures::default(), limits());
-        limits.login_failures_kept_max = 80;
+        limits.counted_max = 80;
         for number in 0..1000 {
             let account = number.to_string();
             failures.add(Origin { is_shared_count: false, ..from("192.0.2.1") }, Some(&account), &limits, 5);

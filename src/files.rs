@@ -65,6 +65,8 @@ pub enum FileDone {
     DiskFull(TransferId),
     /// There are too many open files for this one now; it is forgotten.
     Busy(TransferId),
+    /// The upload or the download is forgotten, and nothing more comes of it.
+    Forgotten(TransferId),
     /// A block could not be read.
     Unreadable(TransferId, io::Error),
 }
@@ -209,10 +211,10 @@ impl FileStore {
             }
             FileJob::Forget(transfer) => {
                 self.downloads.remove(&transfer);
-                match self.uploads.remove(&transfer) {
-                    Some(_) => remove(self.incoming(transfer)).map(|()| None),
-                    None => Ok(None),
+                if self.uploads.remove(&transfer).is_some() {
+                    remove(self.incoming(transfer))?;
                 }
+                Ok(Some(FileDone::Forgotten(transfer)))
             }
             FileJob::Read { transfer, file, offset, bytes } => {
                 Ok(Some(match self.read(transfer, file, offset, bytes) {
@@ -427,7 +429,7 @@ mod tests {
         assert_eq!(read(&mut store, 2, 9, 0, 3).unwrap(), b"abc");
         assert!(store.run(FileJob::Remove(FileId(9))).unwrap().is_none());
         assert_eq!(read(&mut store, 2, 9, 3, 3).unwrap(), b"def");
-        assert!(store.run(FileJob::Forget(TransferId(2))).unwrap().is_none());
+        assert!(matches!(store.run(FileJob::Forget(TransferId(2))).unwrap(), Some(FileDone::Forgotten(_))));
         assert_eq!(read(&mut store, 3, 9, 0, 3), None);
     }
 

@@ -20,7 +20,7 @@
 //! | how the disk is kept small | [`upkeep`] (when), [`usage`] (what is still needed), [`compaction`], [`space`] |
 //! | how it runs | [`engine`] (the turn), `run_queue` (who is next), `serve` (a connection's share of it), `service` (what all share), [`connection`], [`buffer`] |
 //! | how files come and go | [`content`] (base64), [`upload`], [`download`], [`transfer`] (what both share), [`files`] (on the disk) |
-//! | who is kept waiting or out | `admission` (connections), `deadline` (slow peers), `eviction` (who takes too much memory), [`failures`] (wrong passwords), [`throttle`] (new accounts and groups) |
+//! | who is kept waiting or out | `admission` (connections), `deadline` (slow peers), `eviction` (who takes too much memory), [`failures`] (wrong passwords), [`password_queue`], [`throttle`] (new accounts and groups) |
 //! | what it runs on | [`net`] (sockets, signals), [`clock`], [`threads`], [`password`], [`local`] (no sockets at all) |
 //! | its bounds | [`limits`] |
 //! | how it is used | [`cli`], [`admin`], [`check`], [`backup`], [`client`] |
@@ -67,6 +67,7 @@ pub mod log;
 pub mod mailbox;
 pub mod net;
 pub mod password;
+pub mod password_queue;
 pub mod record;
 pub mod recovery;
 pub mod refusal;

@@ -110,6 +110,10 @@ pub struct Limits {
     #[arg(long, env = "KURIR_MAILBOX_MESSAGES_MAX", value_name = "N", default_value_t = 100_000)]
     pub mailbox_messages_max: usize,
 
+    /// Messages waiting in all mailboxes together; one mailbox has never more than there are places left for all
+    #[arg(long, env = "KURIR_MESSAGES_MAX", value_name = "N", default_value_t = 20_000_000)]
+    pub messages_max: usize,
+
     /// Size of the messages waiting in one mailbox, as they are stored: text, names and some 30 bytes each
     #[arg(long, env = "KURIR_MAILBOX_BYTES_MAX", value_name = "BYTES", value_parser = bytes, default_value = "256MiB")]
     pub mailbox_bytes_max: u64,
@@ -146,7 +150,7 @@ pub struct Limits {
     #[arg(long, env = "KURIR_DOWNLOADS_MAX", value_name = "N", default_value_t = 256)]
     pub downloads_max: usize,
 
-    /// Uploads and downloads of one user at once
+    /// Uploads and downloads of one user at once, and never more than half of either
     #[arg(long, env = "KURIR_TRANSFERS_PER_USER_MAX", value_name = "N", default_value_t = 32)]
     pub transfers_per_user_max: usize,
 
@@ -178,13 +182,24 @@ pub struct Limits {
     #[arg(long, env = "KURIR_LOGIN_FAILURES_PER_ADDRESS_MAX", value_name = "N", default_value_t = 50)]
     pub login_failures_per_address_max: u32,
 
-    /// The longest such wait; failures are forgotten once none has come for twice as long
+    /// The longest such wait; in so long one failure is forgotten, and ten of those of an address
     #[arg(long, env = "KURIR_LOGIN_DELAY_MS_MAX", value_name = "MS", default_value_t = 900_000)]
     pub login_delay_ms_max: u64,
 
-    /// Addresses, and accounts with addresses, whose failures are counted at once; past it the oldest are forgotten
-    #[arg(long, env = "KURIR_LOGIN_FAILURES_KEPT_MAX", value_name = "N", default_value_t = 65_536)]
-    pub login_failures_kept_max: usize,
+    /// Addresses and users counted at once for each of failures, new accounts and new groups; past it the oldest failures
+    /// are forgotten, and new accounts and groups must wait
+    #[arg(long, env = "KURIR_COUNTED_MAX", value_name = "N", default_value_t = 65_536)]
+    pub counted_max: usize,
+
+    /// Accounts that one address may make a minute, or names that it may ask for; 0 for no limit, as with --demo
+    #[arg(
+        long,
+        env = "KURIR_REGISTRATIONS_PER_MINUTE_MAX",
+        value_name = "N",
+        default_value = "10",
+        default_value_if("demo", "true", "0")
+    )]
+    pub registrations_per_minute_max: u32,
 
     /// Tokens that one user holds; a new login past it ends the token used longest ago
     #[arg(long, env = "KURIR_TOKENS_PER_USER_MAX", value_name = "N", default_value_t = 100)]
@@ -206,9 +221,13 @@ pub struct Limits {
     #[arg(long, env = "KURIR_MEMBERS_PER_GROUP_MAX", value_name = "N", default_value_t = 5000)]
     pub members_per_group_max: usize,
 
-    /// Groups that one user, and that one address, may make a minute; 0 for no limit
+    /// Groups that one user may make a minute; 0 for no limit
     #[arg(long, env = "KURIR_GROUPS_PER_MINUTE_MAX", value_name = "N", default_value_t = 10)]
     pub groups_per_minute_max: u32,
+
+    /// The same for one address
+    #[arg(long, env = "KURIR_GROUPS_PER_MINUTE_PER_ADDRESS_MAX", value_name = "N", default_value_t = 100)]
+    pub groups_per_minute_per_address_max: u32,
 
     /// One segment of the journal, which is made before it is needed; it counts when a data directory is begun
     #[arg(long, env = "KURIR_SEGMENT_BYTES", value_name = "BYTES", value_parser = bytes, default_value = "16MiB")]
@@ -251,7 +270,7 @@ impl Limits {
             ("login-delay-ms-max", self.login_delay_ms_max),
             ("login-failures-max", u64::from(self.login_failures_max)),
             ("login-failures-per-address-max", u64::from(self.login_failures_per_address_max)),
-            ("login-failures-kept-max", self.login_failures_kept_max as u64),
+            ("counted-max", self.counted_max as u64),
         ];
         if let Some((flag, _)) = counts.into_iter().find(|(_, count)| *count == 0) {
             return Err(format!("--{flag} is at least 1"));
@@ -269,10 +288,31 @@ impl Limits {
         if self.output_bytes_max < self.output_bytes_high.saturating_add(self.inbox_bytes_max) {
             return Err("--output-bytes-max is at least --output-bytes-high and --inbox-bytes-max together".to_owned());
         }
+        let answers_max = self.files_answer_bytes_max().max(self.groups_answer_bytes_max());
+        if self.output_bytes_max < self.output_bytes_high.saturating_add(answers_max) {
+            return Err(
+                "--output-bytes-max is at least --output-bytes-high and the longest answer to MY FILE or MY GROUP \
+                together: 600 bytes for each of --listed-files-max and --user-files-max, and 36 for each of \
+                --members-per-group-max in each of --groups-per-user-max"
+                    .to_owned(),
+            );
+        }
         if self.connections_bytes_max < self.output_bytes_max {
             return Err("--connections-bytes-max is at least --output-bytes-max".to_owned());
         }
         Ok(())
+    }
+
+    /// What MY FILE may have to answer at most: a name of up to 255 bytes, each of which may be written as two, and another.
+    fn files_answer_bytes_max(&self) -> u64 {
+        let files = self.listed_files_max.saturating_add(self.user_files_max) as u64;
+        files.saturating_mul(600)
+    }
+
+    /// The same for MY GROUP.
+    fn groups_answer_bytes_max(&self) -> u64 {
+        let members = self.groups_per_user_max.saturating_mul(self.members_per_group_max) as u64;
+        members.saturating_mul(36)
     }
 
     /// The size up to which a file is a small one. Its line must be short enough to be there as a whole.
@@ -307,6 +347,7 @@ impl Default for Limits {
             inbox_messages_max: 10_000,
             inbox_bytes_max: 8 * MIB,
             mailbox_messages_max: 100_000,
+            messages_max: 20_000_000,
             mailbox_bytes_max: 256 * MIB,
             file_bytes_max: GIB,
             small_file_bytes_max: 16 * KIB,
@@ -325,13 +366,15 @@ impl Default for Limits {
             login_failures_max: 5,
             login_failures_per_address_max: 50,
             login_delay_ms_max: 900_000,
-            login_failures_kept_max: 65_536,
+            counted_max: 65_536,
+            registrations_per_minute_max: 10,
             tokens_per_user_max: 100,
             users_max: 1_000_000,
             groups_max: 1_000_000,
             groups_per_user_max: 100,
             members_per_group_max: 5000,
             groups_per_minute_max: 10,
+            groups_per_minute_per_address_max: 100,
             segment_bytes: 16 * MIB,
             checkpoint_bytes: 256 * MIB,
             linger_ms_max: 1_000,

@@ -23,6 +23,7 @@ use socket2::{Domain, Protocol, SockRef, TcpKeepalive, Type};
 use tracing::{debug, info, warn};
 
 use crate::admin::{self, AdminError};
+use crate::admission::TURNED_AWAY_MAX;
 use crate::clock::Clock;
 use crate::connection::{ConnectionId, Peer};
 use crate::data;
@@ -42,9 +43,9 @@ const EXIT_STOPPED_AT_ONCE: u8 = 1;
 const EVENTS_PER_TURN_MAX: usize = 1024;
 /// Connections that wait to be accepted, as far as the system lets them.
 const LISTEN_BACKLOG: i32 = 4096;
-/// File descriptors that are for neither connections nor transfers: listeners, the journal, checkpoints, connections that
-/// are turned away or the administrator's, and room to spare.
-const FILES_RESERVED: usize = 64;
+/// File descriptors that are for neither connections nor transfers: listeners, the journal, checkpoints, and room to spare.
+/// Connections that are turned away come on top.
+const FILES_RESERVED: usize = 64 + TURNED_AWAY_MAX;
 /// Connections accepted in a turn only to be turned away.
 const TURNED_AWAY_PER_TURN_MAX: usize = 8;
 /// What the system holds for a peer beyond what is on its way, before it says that it takes no more.
@@ -130,6 +131,7 @@ pub struct Server {
     signals: Signals,
     engine: Engine,
     listeners: Vec<Listener>,
+    first_listener: usize,
     started: Instant,
     net: Net,
     admin_socket: PathBuf,
@@ -218,14 +220,14 @@ impl Server {
         let threads = Threads::start(StoreWorkers { disk, hasher }, sync, waker)
             .map_err(|error| ServerError::Setup("start a thread", error))?;
         let Limits { connections_max, uploads_max, downloads_max, .. } = *engine.limits();
-        let registration_open = registration.is_open;
-        info!(?sync, connections_max, uploads_max, downloads_max, registration_open, "serving");
+        info!(?sync, connections_max, uploads_max, downloads_max, ?registration, "serving");
         let net = Net { registry, sockets: Vec::new(), threads };
         Ok(Self {
             poll,
             signals,
             engine,
             listeners,
+            first_listener: 0,
             started: Instant::now(),
             net,
             admin_socket,
@@ -331,18 +333,27 @@ impl Server {
         }
     }
 
-    /// Accepts what waits, a bounded number a turn.
+    /// Accepts what waits, a bounded number a turn: of peers, wherever they come in, and of administrators as many again.
     fn accept(&mut self, now: Instant) {
-        for listener in &mut self.listeners {
+        let accepts_max = self.engine.limits().accepts_per_turn_max;
+        let mut peers_left = accepts_max;
+        // Each turn begins with another listener, so that none takes the places of the others.
+        let count = self.listeners.len().max(1);
+        self.first_listener = (self.first_listener + 1) % count;
+        for index in 0..self.listeners.len() {
+            let listener = &mut self.listeners[(self.first_listener + index) % count];
             if listener.retry_at.is_some_and(|at| now < at) {
                 continue;
             }
             listener.retry_at = None;
             let mut turned_away = 0;
-            for _ in 0..self.engine.limits().accepts_per_turn_max {
-                if !listener.is_ready || turned_away >= TURNED_AWAY_PER_TURN_MAX {
-                    break;
-                }
+            let mut administrators_left = accepts_max;
+            let left = match listener.socket {
+                ListenerSocket::Tcp(_) => &mut peers_left,
+                ListenerSocket::Admin(_) => &mut administrators_left,
+            };
+            while *left > 0 && listener.is_ready && turned_away < TURNED_AWAY_PER_TURN_MAX {
+                *left -= 1;
                 match listener.accept() {
                     Ok((socket, peer)) => {
                         turned_away += usize::from(!self.engine.admits(peer));
@@ -586,7 +597,7 @@ fn fit_to_file_limit(limits: &mut Limits) -> Result<(), ServerError> {
             .map_err(|error| ServerError::Setup("raise the file limit", error.into()))?;
     }
     let files = usize::try_from(maximum.unwrap_or(u64::MAX)).unwrap_or(usize::MAX);
-    let reserved = FILES_RESERVED.min(files / 2);
+    let reserved = FILES_RESERVED.saturating_add(limits.admin_connections_max).min(files / 2);
     let free = files - reserved;
     limits.uploads_max = limits.uploads_max.min(free / 4);
     limits.downloads_max = limits.downloads_max.min(free / 4);

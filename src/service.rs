@@ -19,11 +19,12 @@ use crate::files::TransferId;
 use crate::limits::Limits;
 use crate::log::{Log, Need};
 use crate::password::PasswordJob;
+use crate::password_queue::PasswordQueue;
 use crate::refusal::Refusal;
 use crate::reply::{self, InboxWriter, Reply};
 use crate::state::State;
 use crate::throttle::Throttle;
-use crate::transfer::{BLOCK_BYTES, BlocksOut, Envelope, Incoming};
+use crate::transfer::{BLOCK_BYTES, Direction, Envelope, Incoming, Transfers};
 use crate::upkeep::{Holdings, Upkeep};
 use crate::verb::{Spec, Verb};
 
@@ -45,18 +46,10 @@ pub(crate) struct Service {
     pub(crate) failures: Failures,
     pub(crate) now: Clock,
     pub(crate) inbox: InboxWriter,
-    /// Password work that is not done: for whom, and from which address where that is counted.
-    password_jobs: HashMap<ConnectionId, Option<IpAddr>>,
-    password_jobs_by_network: HashMap<IpAddr, usize>,
-    pub(crate) transfers_next: u64,
+    /// Password work that is not done.
+    pub(crate) passwords: PasswordQueue,
     pub(crate) files_next: u64,
-    /// Who waits for what becomes of a transfer.
-    pub(crate) transfers: HashMap<TransferId, ConnectionId>,
-    pub(crate) uploads: usize,
-    /// Uploads and downloads of each user.
-    transfers_by_user: HashMap<UserId, usize>,
-    /// Blocks of uploads that are on their way to the disk.
-    pub(crate) blocks_out: BlocksOut,
+    pub(crate) transfers: Transfers,
     /// Who has texts read from the disk, whether he is still there or not.
     readings: HashMap<ConnectionId, UserId>,
     readings_by_user: HashMap<UserId, usize>,
@@ -99,21 +92,16 @@ impl Service {
             state,
             log,
             claims: Claims::default(),
-            registrations: Throttle::new(registration.per_minute_max),
-            is_registration_open: registration.is_open,
-            foundings_by_user: Throttle::new(limits.groups_per_minute_max),
-            foundings_by_network: Throttle::new(limits.groups_per_minute_max),
+            registrations: Throttle::new(limits.registrations_per_minute_max, limits.counted_max),
+            is_registration_open: registration == Registration::Open,
+            foundings_by_user: Throttle::new(limits.groups_per_minute_max, limits.counted_max),
+            foundings_by_network: Throttle::new(limits.groups_per_minute_per_address_max, limits.counted_max),
             failures: Failures::default(),
             now: Clock::default(),
             inbox: InboxWriter::default(),
-            password_jobs: HashMap::new(),
-            password_jobs_by_network: HashMap::new(),
-            transfers_next: 0,
+            passwords: PasswordQueue::default(),
             files_next,
-            transfers: HashMap::new(),
-            uploads: 0,
-            transfers_by_user: HashMap::new(),
-            blocks_out: BlocksOut::default(),
+            transfers: Transfers::default(),
             readings: HashMap::new(),
             readings_by_user: HashMap::new(),
             incoming: Incoming::default(),
@@ -142,6 +130,7 @@ impl Service {
             foundings_by_user: &mut self.foundings_by_user,
             foundings_by_network: &mut self.foundings_by_network,
             failures: &mut self.failures,
+            passwords: &self.passwords,
             work_bytes: &mut self.work_bytes,
             authorised: None,
             may_take_long: self.is_long_turn || peer == Peer::Admin,
@@ -209,28 +198,11 @@ impl Service {
         connection.write.seal(None);
     }
 
-    pub(crate) fn begin_password(&mut self, connection: &mut Connection, work: PasswordWork, host: &mut impl Host) {
+    fn begin_password(&mut self, connection: &mut Connection, work: PasswordWork, host: &mut impl Host) {
         let PasswordWork { check, hash, pending } = work;
-        let network = connection.peer.network_counted(&self.limits);
-        let from_here = network.and_then(|network| self.password_jobs_by_network.get(&network)).copied().unwrap_or(0);
-        let limits = &self.limits;
-        if self.password_jobs.len() >= limits.password_queue_max || from_here >= limits.password_queue_per_address_max {
-            self.refuse(connection, Refusal::ServerBusy, Some(pending.spec));
-            return;
-        }
-        self.password_jobs.insert(connection.id, network);
-        if let Some(network) = network {
-            *self.password_jobs_by_network.entry(network).or_default() += 1;
-        }
+        self.passwords.enter(connection.id, connection.peer);
         connection.phase = Phase::Password(pending);
         host.submit(Job::Password(PasswordJob { connection: connection.id, check, hash }));
-    }
-
-    /// Password work is done, whether the one who asked for it is still there or not.
-    pub(crate) fn end_password(&mut self, connection: ConnectionId) {
-        if let Some(Some(network)) = self.password_jobs.remove(&connection) {
-            count_down(&mut self.password_jobs_by_network, &network);
-        }
     }
 
     /// One more reading of texts from the disk for a user, if that is not one too many.
@@ -252,45 +224,18 @@ impl Service {
         }
     }
 
-    /// One more transfer of a user, if that is not one too many.
-    pub(crate) fn admit_transfer(&mut self, user: UserId) -> bool {
-        let transfers = self.transfers_by_user.get(&user).copied().unwrap_or(0);
-        if transfers >= self.limits.transfers_per_user_max {
-            return false;
-        }
-        self.transfers_by_user.insert(user, transfers + 1);
-        true
-    }
-
-    /// One less.
-    pub(crate) fn end_transfer(&mut self, user: UserId) {
-        count_down(&mut self.transfers_by_user, &user);
-    }
-
     /// Panics when a count is not what these connections make it.
-    pub(crate) fn assert_counts<'c>(&self, connections: impl Iterator<Item = &'c Connection>) {
-        let mut transfers: HashMap<UserId, usize> = HashMap::new();
-        let mut uploads = self.storing.len();
-        for storing in self.storing.values() {
-            *transfers.entry(storing.envelope.from).or_default() += 1;
-        }
-        for connection in connections {
-            let user = match &connection.phase {
-                Phase::Upload(upload) => upload.envelope.from,
-                Phase::Download(download) => download.user,
-                Phase::Password(_) => {
-                    assert!(self.password_jobs.contains_key(&connection.id), "password work that is not counted");
-                    continue;
-                }
-                _ => continue,
-            };
-            uploads += usize::from(matches!(connection.phase, Phase::Upload(_)));
-            *transfers.entry(user).or_default() += 1;
-        }
-        assert_eq!(transfers, self.transfers_by_user, "transfers of each user");
-        assert_eq!(uploads, self.uploads, "uploads");
-        let jobs: usize = self.password_jobs.values().flatten().count();
-        assert_eq!(jobs, self.password_jobs_by_network.values().sum::<usize>(), "password work of each address");
+    pub(crate) fn assert_counts<'c>(&self, connections: impl Iterator<Item = &'c Connection> + Clone) {
+        let moved = connections.clone().filter_map(|connection| match &connection.phase {
+            Phase::Upload(upload) => Some((upload.transfer, Direction::Upload, upload.envelope.from)),
+            Phase::Download(download) => Some((download.transfer, Direction::Download, download.user)),
+            _ => None,
+        });
+        let storing = self.storing.iter();
+        let storing = storing.map(|(transfer, storing)| (*transfer, Direction::Upload, storing.envelope.from));
+        self.transfers.assert_counts(moved.chain(storing));
+        let is_checked = |connection: &&Connection| matches!(connection.phase, Phase::Password(_));
+        self.passwords.assert_counts(connections.filter(is_checked).map(|connection| connection.id));
     }
 
     /// Counts the memory that the connection holds now.
@@ -323,13 +268,6 @@ impl Service {
         let point = Point { end: self.log.synced(), checkpoint: checkpoint.map(|known| known.number), segments };
         reply::ok(connection.write.out(), &Reply::Held(&point), spec);
         connection.write.seal(None);
-    }
-
-    pub(crate) fn next_transfer(&mut self, id: ConnectionId) -> TransferId {
-        self.transfers_next += 1;
-        let transfer = TransferId(self.transfers_next);
-        self.transfers.insert(transfer, id);
-        transfer
     }
 
     pub(crate) fn next_file(&mut self) -> FileId {

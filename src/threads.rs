@@ -13,7 +13,7 @@ use mio::Waker;
 
 use crate::compaction::{CompactionJob, Compactor};
 use crate::engine::{Completion, Job};
-use crate::files::{FileJob, FileStore, TransferId};
+use crate::files::{FileDone, FileJob, FileStore, TransferId};
 use crate::inbox::TextsJob;
 use crate::journal::Journal;
 use crate::log::{Batch, Sync};
@@ -34,8 +34,6 @@ enum Message {
     Report(Report),
     /// A stored file is open for a download, so the loop can read what is in memory of it.
     Opened(TransferId, Arc<File>),
-    /// That download is over.
-    Closed(TransferId),
 }
 
 /// The loop's side of the helper threads.
@@ -165,9 +163,13 @@ impl Threads {
     pub fn report(&mut self) -> Option<Report> {
         loop {
             match self.messages.try_recv().ok()? {
-                Message::Report(report) => return Some(report),
+                Message::Report(report) => {
+                    if let Ok(Completion::File(FileDone::Forgotten(transfer))) = &report {
+                        self.opened.remove(transfer);
+                    }
+                    return Some(report);
+                }
                 Message::Opened(transfer, file) => drop(self.opened.insert(transfer, file)),
-                Message::Closed(transfer) => drop(self.opened.remove(&transfer)),
             }
         }
     }
@@ -193,7 +195,7 @@ impl Threads {
         }
         self.messages.try_iter().try_for_each(|message| match message {
             Message::Report(report) => report.map(drop),
-            Message::Opened(..) | Message::Closed(_) => Ok(()),
+            Message::Opened(..) => Ok(()),
         })
     }
 }
@@ -275,11 +277,10 @@ fn run_texts(mut texts: Texts, jobs: &Receiver<TextsJob>, reporter: &Reporter) {
 
 fn run_files(mut files: FileStore, jobs: &Receiver<FileJob>, reporter: &Reporter) {
     for job in jobs.iter().take_while(|_| !reporter.is_finishing.load(Ordering::SeqCst)) {
-        let forgotten = if let FileJob::Forget(transfer) = job { Some(Message::Closed(transfer)) } else { None };
         let done = files.run(job);
         // A file is open before the loop hears of its first block.
         let opened = files.take_opened().map(|(transfer, file)| Message::Opened(transfer, file));
-        let is_told = opened.into_iter().chain(forgotten).all(|message| reporter.tell(message));
+        let is_told = opened.is_none_or(|message| reporter.tell(message));
         let is_heard = match done {
             Ok(None) => true,
             Ok(Some(done)) => reporter.say(Ok(Completion::File(done))),

@@ -8,14 +8,14 @@ const MINUTE_MS: u64 = 60_000;
 const KEPT: usize = 4096;
 /// How often they are looked for.
 const FORGET_MS: u64 = 1000;
-/// So many can be counted at once. Where more than that come in a minute, the newest must wait.
-const KEPT_MAX: usize = 65_536;
 
 /// Counts for each `K`, be it an address or a user. One whose acts are paid off may be forgotten at any time.
 #[derive(Debug)]
 pub struct Throttle<K> {
     /// Between two acts at the steady rate; none for no limit.
     interval_ms: Option<u64>,
+    /// So many can be counted at once. Where more than that come in a minute, the newest must wait.
+    kept_max: usize,
     /// For each, the time at which all that it did is paid off.
     paid_off: HashMap<K, u64>,
     /// When those that are quiet are looked for next.
@@ -23,11 +23,11 @@ pub struct Throttle<K> {
 }
 
 impl<K: Eq + Hash> Throttle<K> {
-    /// At most `per_minute` acts a minute by each; 0 for no limit.
+    /// At most `per_minute` acts a minute by each; 0 for no limit. At most `kept_max` are counted at once.
     #[must_use]
-    pub fn new(per_minute: u32) -> Self {
+    pub fn new(per_minute: u32, kept_max: usize) -> Self {
         let interval_ms = (per_minute > 0).then(|| (MINUTE_MS / u64::from(per_minute)).max(1));
-        Self { interval_ms, paid_off: HashMap::new(), forget_at: 0 }
+        Self { interval_ms, kept_max, paid_off: HashMap::new(), forget_at: 0 }
     }
 
     /// Whether an act at `now` would not be one too many.
@@ -58,7 +58,7 @@ impl<K: Eq + Hash> Throttle<K> {
         let Some(interval_ms) = self.interval_ms else { return Ok(None) };
         let before = match self.paid_off.get(who) {
             Some(paid_off) => *paid_off,
-            None if self.paid_off.len() >= KEPT_MAX => return Err(MINUTE_MS / 1000),
+            None if self.paid_off.len() >= self.kept_max => return Err(MINUTE_MS / 1000),
             None => now,
         };
         let after = before.max(now) + interval_ms;
@@ -73,7 +73,7 @@ mod tests {
 
     #[test]
     fn a_minutes_worth_may_come_at_once_and_then_at_the_steady_rate() {
-        let mut throttle = Throttle::new(6);
+        let mut throttle = Throttle::new(6, 5000);
         let me = "me";
         for _ in 0..6 {
             assert_eq!(throttle.act(me, 5), Ok(()));
@@ -86,7 +86,7 @@ mod tests {
 
     #[test]
     fn others_are_not_held_up() {
-        let mut throttle = Throttle::new(1);
+        let mut throttle = Throttle::new(1, 5000);
         assert!(throttle.act(1, 0).is_ok());
         assert!(throttle.act(2, 0).is_ok());
         assert!(throttle.act(2, 0).is_err());
@@ -94,20 +94,20 @@ mod tests {
 
     #[test]
     fn so_many_are_counted_and_no_more() {
-        let mut throttle = Throttle::new(1);
-        for who in 0..KEPT_MAX {
+        let mut throttle = Throttle::new(1, 5000);
+        for who in 0..5000 {
             assert!(throttle.act(who, 0).is_ok());
         }
-        assert_eq!(throttle.act(KEPT_MAX, 0), Err(60));
-        assert_eq!(throttle.paid_off.len(), KEPT_MAX);
-        assert!(throttle.act(KEPT_MAX, 2 * MINUTE_MS).is_ok());
+        assert_eq!(throttle.act(5000, 0), Err(60));
+        assert_eq!(throttle.paid_off.len(), 5000);
+        assert!(throttle.act(5000, 2 * MINUTE_MS).is_ok());
     }
 
     #[test]
     fn zero_is_no_limit_and_quiet_addresses_are_forgotten() {
-        let mut free = Throttle::new(0);
+        let mut free = Throttle::new(0, 5000);
         assert!((0..1000).all(|_| free.act("me", 0).is_ok()));
-        let mut throttle = Throttle::new(60);
+        let mut throttle = Throttle::new(60, 5000);
         for who in 0..KEPT {
             throttle.act(who, 0).unwrap();
         }

@@ -4,8 +4,9 @@
 use std::collections::HashMap;
 
 use crate::change::{Target, UserId};
+use crate::connection::ConnectionId;
 use crate::files::TransferId;
-use crate::upload::BLOCKS_OUT_MAX;
+use crate::limits::Limits;
 
 /// Decoded bytes that are handled at once: of an upload, what is written to the disk together, and of a download, what one
 /// peer's write buffer holds. A multiple of three, so that every block of a download but the last encodes without padding.
@@ -22,34 +23,106 @@ pub struct Envelope {
     pub name: Box<str>,
 }
 
-/// Blocks of uploads that are on their way to the disk, whatever has become of their uploads.
-#[derive(Debug, Default)]
-pub(crate) struct BlocksOut {
-    by_transfer: HashMap<TransferId, usize>,
-    blocks: usize,
+/// Which way a file goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Direction {
+    Upload,
+    Download,
 }
 
-impl BlocksOut {
-    /// One more.
-    pub(crate) fn add(&mut self, transfer: TransferId) {
-        *self.by_transfer.entry(transfer).or_default() += 1;
-        self.blocks += 1;
-    }
+/// Files under way. Each has its place until the files thread has let go of it, so that those that are broken off and begun
+/// again do not leave more to that thread than there may be at once.
+#[derive(Debug, Default)]
+pub(crate) struct Transfers {
+    last: u64,
+    places: HashMap<TransferId, (Direction, UserId)>,
+    /// Who waits for what becomes of one.
+    waiting: HashMap<TransferId, ConnectionId>,
+    uploads: usize,
+    by_user: HashMap<UserId, OfUser>,
+}
 
-    /// One less, if it was one of these.
-    pub(crate) fn remove(&mut self, transfer: TransferId) {
-        if let Some(count) = self.by_transfer.get_mut(&transfer) {
-            *count -= 1;
-            self.blocks -= 1;
-            if *count == 0 {
-                self.by_transfer.remove(&transfer);
-            }
+/// Those of one user.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct OfUser {
+    uploads: usize,
+    downloads: usize,
+}
+
+impl OfUser {
+    fn count(&mut self, direction: Direction) -> &mut usize {
+        match direction {
+            Direction::Upload => &mut self.uploads,
+            Direction::Download => &mut self.downloads,
         }
     }
+}
 
-    /// There are as many as so many uploads have at most.
-    pub(crate) fn is_full(&self, uploads: usize) -> bool {
-        self.blocks >= uploads.saturating_mul(BLOCKS_OUT_MAX + 1)
+impl Transfers {
+    /// Begins one, if that is not one too many.
+    pub(crate) fn begin(
+        &mut self,
+        direction: Direction,
+        user: UserId,
+        connection: ConnectionId,
+        limits: &Limits,
+    ) -> Option<TransferId> {
+        let (under_way, most) = match direction {
+            Direction::Upload => (self.uploads, limits.uploads_max),
+            Direction::Download => (self.places.len() - self.uploads, limits.downloads_max),
+        };
+        let mut of_user = self.by_user.get(&user).copied().unwrap_or_default();
+        let is_share_used = of_user.uploads + of_user.downloads >= limits.transfers_per_user_max;
+        // Whatever one user does, half of the places are for the others.
+        if under_way >= most || is_share_used || *of_user.count(direction) >= most.div_ceil(2) {
+            return None;
+        }
+        *of_user.count(direction) += 1;
+        self.by_user.insert(user, of_user);
+        self.uploads += usize::from(direction == Direction::Upload);
+        self.last += 1;
+        let transfer = TransferId(self.last);
+        self.places.insert(transfer, (direction, user));
+        self.waiting.insert(transfer, connection);
+        Some(transfer)
+    }
+
+    /// Who waits for it.
+    pub(crate) fn waiting(&self, transfer: TransferId) -> Option<ConnectionId> {
+        self.waiting.get(&transfer).copied()
+    }
+
+    /// Nobody waits for it any more.
+    pub(crate) fn abandon(&mut self, transfer: TransferId) {
+        self.waiting.remove(&transfer);
+    }
+
+    /// It is over, and its place is free. Says who waited for it.
+    pub(crate) fn end(&mut self, transfer: TransferId) -> Option<ConnectionId> {
+        if let Some((direction, user)) = self.places.remove(&transfer) {
+            self.uploads -= usize::from(direction == Direction::Upload);
+            if let Some(of_user) = self.by_user.get_mut(&user) {
+                *of_user.count(direction) -= 1;
+                if *of_user == OfUser::default() {
+                    self.by_user.remove(&user);
+                }
+            }
+        }
+        self.waiting.remove(&transfer)
+    }
+
+    /// Panics when a count is wrong, or when one of these has no place.
+    pub(crate) fn assert_counts(&self, under_way: impl Iterator<Item = (TransferId, Direction, UserId)>) {
+        for (transfer, direction, user) in under_way {
+            assert_eq!(self.places.get(&transfer), Some(&(direction, user)), "a transfer without a place");
+        }
+        let mut by_user: HashMap<UserId, OfUser> = HashMap::new();
+        for (direction, user) in self.places.values() {
+            *by_user.entry(*user).or_default().count(*direction) += 1;
+        }
+        assert_eq!(by_user, self.by_user, "transfers of each user");
+        let uploads = self.places.values().filter(|(direction, _)| *direction == Direction::Upload).count();
+        assert_eq!(uploads, self.uploads, "uploads");
     }
 }
 
@@ -97,6 +170,28 @@ impl Incoming {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_transfer_has_its_place_until_it_is_over() {
+        let limits = Limits { uploads_max: 2, downloads_max: 1, transfers_per_user_max: 2, ..Limits::default() };
+        let (one, other, id) = (UserId(1), UserId(2), ConnectionId::default());
+        let mut transfers = Transfers::default();
+        let first = transfers.begin(Direction::Upload, one, id, &limits).unwrap();
+        let second = transfers.begin(Direction::Download, one, id, &limits).unwrap();
+        assert_eq!(transfers.begin(Direction::Upload, one, id, &limits), None, "two of one user");
+        assert_eq!(transfers.begin(Direction::Download, other, id, &limits), None, "one download");
+        transfers.abandon(second);
+        assert_eq!((transfers.waiting(first), transfers.waiting(second)), (Some(id), None));
+        assert_eq!(transfers.begin(Direction::Download, other, id, &limits), None, "it is not over yet");
+        assert_eq!(transfers.end(second), None);
+        assert_eq!(transfers.end(second), None, "once");
+        assert!(transfers.begin(Direction::Download, other, id, &limits).is_some());
+        assert_eq!(transfers.end(first), Some(id));
+        assert!(transfers.begin(Direction::Upload, one, id, &limits).is_some());
+        assert_eq!(transfers.begin(Direction::Upload, one, id, &limits), None, "half of the uploads are for others");
+        transfers.assert_counts(std::iter::empty());
+        assert_eq!(transfers.by_user.len(), 2, "who moves nothing costs nothing");
+    }
 
     #[test]
     fn what_is_under_way_is_counted_by_user_and_in_all() {

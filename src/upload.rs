@@ -13,14 +13,14 @@ use crate::files::{FileJob, TransferId};
 use crate::refusal::Refusal;
 use crate::serve::Step;
 use crate::service::{Service, Storing};
-use crate::transfer::{BLOCK_BYTES, BlocksOut, Envelope};
+use crate::transfer::{BLOCK_BYTES, Direction, Envelope};
 use crate::verb::Spec;
 
 /// What its connection reads at once.
 pub(crate) const READ_BYTES: usize = 64 * 1024;
 /// Blocks on their way to the disk at once. With one, the disk would wait for the loop to fill the next as often as the loop
 /// waits for the disk.
-pub(crate) const BLOCKS_OUT_MAX: usize = 3;
+const BLOCKS_OUT_MAX: usize = 3;
 const _: () = assert!(READ_BYTES + (BLOCKS_OUT_MAX + 1) * BLOCK_BYTES <= 256 * 1024);
 
 /// A file on its way in.
@@ -57,9 +57,8 @@ impl Upload {
         self.block.capacity() + self.blocks_out * BLOCK_BYTES
     }
 
-    fn send_block(&mut self, blocks: &mut BlocksOut, host: &mut impl Host) {
+    fn send_block(&mut self, host: &mut impl Host) {
         self.blocks_out += 1;
-        blocks.add(self.transfer);
         let block = std::mem::take(&mut self.block);
         host.submit(Job::File(FileJob::Append(self.transfer, block)));
     }
@@ -68,13 +67,9 @@ impl Upload {
 impl Service {
     /// From here on, what the connection sends is the content.
     pub(crate) fn begin_upload(&mut self, connection: &mut Connection, spec: &'static Spec, envelope: Envelope) {
-        // Blocks of uploads that have ended may still be on their way to a slow disk.
-        let is_full = self.uploads >= self.limits.uploads_max || self.blocks_out.is_full(self.limits.uploads_max);
-        if is_full || !self.admit_transfer(envelope.from) {
+        let Some(transfer) = self.transfers.begin(Direction::Upload, envelope.from, connection.id, &self.limits) else {
             return self.refuse(connection, Refusal::ServerBusy, Some(spec));
-        }
-        self.uploads += 1;
-        let transfer = self.next_transfer(connection.id);
+        };
         connection.phase = Phase::Upload(Box::new(Upload {
             transfer,
             spec,
@@ -95,9 +90,7 @@ impl Service {
         bytes: u64,
         host: &mut impl Host,
     ) {
-        self.transfers.remove(&transfer);
-        self.uploads -= 1;
-        self.end_transfer(envelope.from);
+        self.transfers.abandon(transfer);
         self.incoming.remove(envelope.from, bytes);
         host.submit(Job::File(FileJob::Forget(transfer)));
     }
@@ -120,7 +113,7 @@ pub(crate) fn step(connection: &mut Connection, service: &mut Service, host: &mu
         if upload.blocks_out >= BLOCKS_OUT_MAX {
             return Step::Waiting;
         }
-        upload.send_block(&mut service.blocks_out, host);
+        upload.send_block(host);
     }
     // A block is never moved to make it larger: that would take the memory of three.
     upload.block.reserve_exact(block_bytes - upload.block.len());
@@ -161,7 +154,6 @@ fn store(connection: &mut Connection, service: &mut Service, host: &mut impl Hos
     let Phase::Upload(upload) = std::mem::replace(&mut connection.phase, Phase::Storing) else { return Step::Starved };
     let Upload { transfer, spec, envelope, block, bytes, .. } = *upload;
     let file = service.next_file();
-    service.blocks_out.add(transfer);
     host.submit(Job::File(FileJob::Append(transfer, block)));
     host.submit(Job::File(FileJob::Store(transfer, file)));
     service.storing.insert(transfer, Storing { spec, envelope, bytes, file });

@@ -123,7 +123,7 @@ fn help_is_there_for_every_command() {
     }
     let help = output(&["serve", "--help"]);
     for flag in
-        ["--listen", "--data", "--registration", "--registrations-per-minute", "--log", "--mailbox-messages-max"]
+        ["--listen", "--data", "--registration", "--registrations-per-minute-max", "--log", "--mailbox-messages-max"]
     {
         assert!(text(&help.stdout).contains(flag), "{flag}");
     }

@@ -189,6 +189,40 @@ fn peers_that_do_not_read_are_not_served_and_are_closed() {
 }
 
 #[test]
+fn long_answers_that_nobody_reads_hold_up_nobody() {
+    const FILES: usize = 4000;
+    const COUNT: usize = 500;
+    let mut scene = Scene::new(&["--connections-bytes-max", "64MiB"]);
+    let mut sender = scene.server.client();
+    let name = "n".repeat(245);
+    for chunk in 0..FILES / 100 {
+        for number in 0..100 {
+            let number = chunk * 100 + number;
+            sender.send(format!("SEND FILE {} messi {number:04}{name} QUJD", scene.token).as_bytes()).unwrap();
+        }
+        for _ in 0..100 {
+            sender.reply().unwrap();
+        }
+    }
+    let address = scene.server.addresses[0];
+    let mut peers: Vec<TcpStream> = (0..COUNT).map(|_| connect_with_buffer(address, 4096)).collect();
+    for peer in &mut peers {
+        peer.write_all(format!("MY FILE {}\n", scene.token).repeat(3).as_bytes()).unwrap();
+    }
+    // How long the honest client waits at most is shown, and not asserted: a machine may be busy with something else.
+    let mut longest = Duration::ZERO;
+    for _ in 0..200 {
+        let begin = Instant::now();
+        scene.is_honest_served();
+        longest = longest.max(begin.elapsed());
+    }
+    println!("{COUNT} answers of a megabyte each: two short requests took {} ms at most", longest.as_millis());
+    scene.await_log("connections hold too much memory", 100);
+    drop((sender, peers));
+    scene.end("500 peers that ask for a megabyte each and do not read", 100_000);
+}
+
+#[test]
 fn a_peer_that_reads_slowly_but_goes_on_gets_all() {
     let mut scene = Scene::new(&["--output-ms-max", "2000"]);
     let content = STANDARD.encode(vec![7; 4_000_000]);
@@ -407,7 +441,7 @@ fn logins_at_once_from_one_address_leave_room_for_others() {
 
 #[test]
 fn accounts_and_groups_are_made_at_a_bounded_rate() {
-    let mut scene = Scene::new(&["--registrations-per-minute", "5", "--groups-per-minute-max", "5"]);
+    let mut scene = Scene::new(&["--registrations-per-minute-max", "5", "--groups-per-minute-max", "5"]);
     let mut made = 0;
     let mut stranger = scene.server.client();
     for number in 0..200 {

@@ -585,6 +585,13 @@ fn a_server_that_is_full_says_so_and_takes_the_next_when_there_is_room() {
         assert_eq!(turned_away.receive().unwrap()["data"], "server penuh");
         assert!(matches!(turned_away.receive(), Err(ClientError::Io(_))));
     }
+    // One that has sent something by then is told as well: closed at once, its socket would take that back.
+    for _ in 0..40 {
+        let mut turned_away = server.client();
+        turned_away.stream().write_all("PING\n".repeat(1000).as_bytes()).unwrap();
+        thread::sleep(Duration::from_millis(2));
+        assert_eq!(turned_away.receive().unwrap()["data"], "server penuh");
+    }
     assert!(output(&["user", "list", "--data", root]).status.success(), "the administrator gets in");
     let mut last = clients.pop().unwrap();
     drop(clients);
@@ -682,10 +689,15 @@ fn whatever_peers_hold_open_the_server_has_descriptors_for_its_own_work() {
     let mut others: Vec<_> = (0..15).map(|_| server.client()).collect();
     let (readers, writers) = others.split_at_mut(8);
     let half = "QUJD".repeat(50_000);
+    // Half of either are the most that one user has.
+    let other = messi.request("AUTH henderson surabaya").unwrap()["data"].as_str().unwrap().to_owned();
+    messi.request(&format!("SEND FILE {other} messi besar.bin {content}")).unwrap();
     for (number, writer) in writers.iter_mut().enumerate() {
+        let token = if number % 2 == 0 { &token } else { &other };
         writer.stream().write_all(format!("SEND FILE {token} messi {number} {half}").as_bytes()).unwrap();
     }
-    for reader in readers {
+    for (number, reader) in readers.iter_mut().enumerate() {
+        let token = if number % 2 == 0 { &token } else { &other };
         reader.send(format!("DOWNLOAD FILE {token} messi besar.bin").as_bytes()).unwrap();
         let mut start = [0; 20];
         reader.stream().read_exact(&mut start).unwrap();

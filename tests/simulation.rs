@@ -355,7 +355,7 @@ fn limits(random: &mut Random, has_deadlines: bool) -> Limits {
 }
 
 fn start(random: &mut Random, has_deadlines: bool, state: State, log: Log, holdings: Holdings) -> Engine {
-    let registration = Registration { is_open: false, per_minute_max: 0 };
+    let registration = Registration::Closed;
     let mut engine = Engine::new(limits(random, has_deadlines), registration, state, log, holdings);
     // So that a file is many blocks, or one.
     engine.set_block_bytes([30, 300, 5_000, 50_000][random.below(4)]);

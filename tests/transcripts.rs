@@ -12,7 +12,7 @@
 //! | `messi takes N bytes` | the kernel takes no more than this for the connection |
 //! | `messi! (gone)` | the connection breaks |
 //! | `messi! (closed)` | the server has closed the connection, in the middle of what it had sent |
-//! | `limits FLAGS`, `registration open\|closed\|N per minute` | how the server is set up; only before the first connection |
+//! | `limits FLAGS`, `registration open\|closed` | how the server is set up; only before the first connection |
 //! | `clock +N ms\|s\|d`, `disk full\|free`, `passwords hold\|release` | what happens around it |
 //!
 //! `$name` in a reply stands for a token: the first time for any, and from then on for the same one. The connection
@@ -29,7 +29,7 @@ use std::fs;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 
-use clap::Parser;
+use clap::{Parser, ValueEnum};
 use common::MemoryWorkers;
 use kurir::connection::{ConnectionId, Peer};
 use kurir::engine::{Completion, Registration};
@@ -94,6 +94,9 @@ transcripts! {
     logout
     mailbox_full
     memory_full
+    memory_shares
+    memory_short
+    messages_max
     my_file
     my_group
     output_limits
@@ -136,7 +139,7 @@ fn run(name: &str) {
     let path = directory().join(name).with_extension("txt");
     let text = fs::read_to_string(&path).unwrap();
     let mut limits = Limits::default();
-    let mut registration = Registration { is_open: true, per_minute_max: 0 };
+    let mut registration = Registration::Open;
     let mut conversation = None;
     for (index, line) in text.lines().enumerate() {
         let place = format!("{name}.txt:{}", index + 1);
@@ -150,10 +153,7 @@ fn run(name: &str) {
         }
         if let Some(state) = line.strip_prefix("registration ") {
             assert!(conversation.is_none(), "{place}: too late");
-            registration = match state.strip_suffix(" per minute") {
-                Some(number) => Registration { is_open: true, per_minute_max: number.parse().unwrap() },
-                None => Registration { is_open: state == "open", per_minute_max: 0 },
-            };
+            registration = Registration::from_str(state, false).unwrap();
             continue;
         }
         let conversation = conversation.get_or_insert_with(|| Conversation::new(limits.clone(), registration));

@@ -35,7 +35,7 @@ struct Memory {
 
 impl Memory {
     fn new(limits: Limits) -> Self {
-        let engine = common::engine(limits, Registration { is_open: false, per_minute_max: 0 });
+        let engine = common::engine(limits, Registration::Closed);
         let mut local = Local::new(engine, MemoryWorkers::default(), 1_767_225_600_000);
         let done = local.workers.set_disk();
         local.engine.complete(done);

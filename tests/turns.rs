@@ -20,8 +20,9 @@ struct Memory {
 }
 
 impl Memory {
-    fn new(limits: Limits) -> Self {
-        let engine = common::engine(limits, Registration { is_open: true, per_minute_max: 0 });
+    fn new(mut limits: Limits) -> Self {
+        limits.registrations_per_minute_max = 0;
+        let engine = common::engine(limits, Registration::Open);
         Self { local: Local::new(engine, MemoryWorkers::default(), 1_767_225_600_000) }
     }
 
@@ -52,7 +53,7 @@ impl Memory {
 fn texts_are_read_from_the_disk_for_so_many_at_once() {
     for (read_queue_max, read_queue_per_user_max, is_read) in [(1, 1, true), (0, 1, false), (1, 0, false)] {
         let limits = Limits { read_queue_max, read_queue_per_user_max, ..Limits::default() };
-        let engine = common::engine_without_tail(limits, Registration { is_open: true, per_minute_max: 0 });
+        let engine = common::engine_without_tail(limits, Registration::Open);
         let mut memory = Memory { local: Local::new(engine, MemoryWorkers::default(), 1_767_225_600_000) };
         let id = memory.open();
         let token = memory.login(id, "messi");

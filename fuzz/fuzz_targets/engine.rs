@@ -72,7 +72,10 @@ impl Workers for Memory {
             }
             // All is in memory, and there is no end of room.
             Job::Texts(_) | Job::Space(_) | Job::Compact(_) => unreachable!(),
-            Job::File(FileJob::Forget(transfer)) => drop(self.uploads.remove(&transfer)),
+            Job::File(FileJob::Forget(transfer)) => {
+                self.uploads.remove(&transfer);
+                report(Completion::File(FileDone::Forgotten(transfer)));
+            }
             Job::File(FileJob::Remove(file)) => drop(self.files.remove(&file).expect("what is removed was stored")),
         }
         Ok(())
@@ -125,7 +128,7 @@ fuzz_target!(|data: &[u8]| {
         linger_ms_max: 100,
         password_queue_max: 3,
         login_failures_max: 2,
-        login_failures_kept_max: 3,
+        counted_max: 3,
         tokens_per_user_max: 2,
         users_max: 4,
         groups_max: 3,
@@ -134,7 +137,7 @@ fuzz_target!(|data: &[u8]| {
         listed_files_max: 4,
         ..Limits::default()
     };
-    let registration = Registration { is_open: true, per_minute_max: 0 };
+    let registration = Registration::Open;
     let layout = Layout { salt: 0, segment_bytes: 16 * 1024 * 1024 };
     let log = Log::new(layout, layout.first());
     let state = State::new(layout.segment_bytes);

@@ -343,7 +343,7 @@ impl MemoryWorkers {
             FileJob::Forget(transfer) => {
                 self.uploads.remove(&transfer);
                 self.downloads.remove(&transfer);
-                None
+                Some(FileDone::Forgotten(transfer))
             }
             FileJob::Read { transfer, file, offset, bytes } => {
                 if let Some(content) = self.files.get(&file)
