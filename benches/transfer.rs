@@ -50,7 +50,10 @@ fn main() {
     };
     let data = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     small(&plan, data.path());
-    let server = Server::demo(&data.path().join("data"), &["--log", "warn", "--user-files-max", "100000"]);
+    let server = Server::demo(
+        &data.path().join("data"),
+        &["--log", "warn", "--user-files-max", "100000", "--output-bytes-max", "128MiB"],
+    );
     for (bytes, count) in &plan.sizes {
         let rounds: Vec<[f64; 4]> = (0..plan.rounds).map(|_| many(&server, data.path(), *bytes, *count)).collect();
         print_rates(&format!("{count} files of {} KiB", bytes / KIB), &rounds);
