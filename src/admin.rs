@@ -121,6 +121,20 @@ pub fn make_demo(store: &mut Store, hasher: &mut Hasher) -> Result<(), AdminErro
     store.commit().map_err(AdminError::Work)
 }
 
+/// True when one of the demonstration accounts is there and still has the password that everybody knows.
+///
+/// # Errors
+/// What is kept of it is no hash.
+pub fn has_demo_password(state: &State, hasher: &mut Hasher) -> Result<bool, HashError> {
+    let accounts = DEMO_USERS.into_iter().filter_map(|name| state.user(state.user_named(name)?));
+    for account in accounts {
+        if hasher.fits(DEMO_PASSWORD, Some(&account.password_hash))? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 /// The same on a data directory that no server holds, with the engine in memory.
 fn request_offline(store: Store, line: &str) -> Result<Value, AdminError> {
     // The directory is held, so that no server starts meanwhile.

@@ -6,9 +6,6 @@ use std::net::IpAddr;
 use crate::connection::Peer;
 use crate::limits::Limits;
 
-/// So many that are turned away are let read that, if their peers go on sending meanwhile; others lose what they are told.
-pub(crate) const TURNED_AWAY_MAX: usize = 32;
-
 /// How many are connected.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Admission {
@@ -28,6 +25,15 @@ impl Admission {
         }
         let here = peer.network_counted(limits).and_then(|network| self.by_network.get(&network));
         self.peers < limits.connections_max && here.is_none_or(|count| *count < limits.connections_per_address_max)
+    }
+
+    /// What there are too many of, for one that is not admitted.
+    pub(crate) fn excess(&self, peer: Peer, limits: &Limits) -> &'static str {
+        match peer {
+            Peer::Admin => "too many connections to the admin socket",
+            Peer::Address(_) if self.peers >= limits.connections_max => "server full",
+            Peer::Address(_) => "too many connections from one address",
+        }
     }
 
     /// Counts one more.
@@ -58,9 +64,9 @@ impl Admission {
     }
 
     /// Counts one more that was one too many. Says whether there is time to let it read that.
-    pub(crate) fn turn_away(&mut self) -> bool {
+    pub(crate) fn turn_away(&mut self, limits: &Limits) -> bool {
         self.turned_away += 1;
-        self.turned_away <= TURNED_AWAY_MAX
+        self.turned_away <= limits.turned_away_max
     }
 
     /// Counts one less of those.

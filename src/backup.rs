@@ -76,6 +76,10 @@ pub enum BackupError {
     NoData(PathBuf),
     /// There is something where it should go.
     Exists(PathBuf),
+    /// There is no directory to put it into.
+    NoParent(PathBuf),
+    /// It would be a part of what it copies.
+    Inside(PathBuf),
     /// There is what an earlier one left.
     Unfinished(PathBuf),
     Store(StoreError),
@@ -89,6 +93,8 @@ impl fmt::Display for BackupError {
         match self {
             Self::NoData(root) => write!(f, "there is no data directory at {}", root.display()),
             Self::Exists(to) => write!(f, "{} is there already", to.display()),
+            Self::NoParent(parent) => write!(f, "there is no directory {} to put it into", parent.display()),
+            Self::Inside(root) => write!(f, "a copy may not go into the data directory {} itself", root.display()),
             Self::Unfinished(path) => {
                 write!(f, "{} is left of a backup that was not finished; remove it first", path.display())
             }
@@ -109,6 +115,12 @@ impl std::error::Error for BackupError {}
 pub fn backup(root: &Path, to: &Path) -> Result<Copied, BackupError> {
     if fs::symlink_metadata(to).is_ok() {
         return Err(BackupError::Exists(to.to_owned()));
+    }
+    // A disk that is not mounted, or a slip of the pen, must not put it elsewhere.
+    let parent = to.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let parent = parent.canonicalize().map_err(|_| BackupError::NoParent(parent.to_owned()))?;
+    if root.canonicalize().is_ok_and(|root| parent.starts_with(root)) {
+        return Err(BackupError::Inside(root.to_owned()));
     }
     let path = data::admin_socket(root);
     match UnixStream::connect(&path) {

@@ -15,6 +15,9 @@ const READ_ROOM_MIN: usize = 4 * 1024;
 /// What is written is cut off a write buffer in pieces of at least this size, so that little is moved often.
 const WRITE_BYTES_MOVED: usize = 16 * 1024;
 
+/// Memory of more than this is not used again for another connection.
+pub(crate) const SPARE_BYTES_MAX: usize = 64 * 1024;
+
 /// Bytes as they came from the peer.
 ///
 /// `consumed <= scanned <= filled <= bytes.len()`: up to `consumed` they are handled, up to `scanned` there is no line
@@ -25,6 +28,8 @@ pub struct ReadBuffer {
     consumed: usize,
     scanned: usize,
     filled: usize,
+    /// How far it was ever filled since it was taken.
+    used: usize,
 }
 
 /// What a read buffer holds at its front.
@@ -77,6 +82,7 @@ impl ReadBuffer {
     /// Counts `count` bytes of what [`Self::room`] gave as filled.
     pub fn fill(&mut self, count: usize) {
         self.filled = (self.filled + count).min(self.bytes.len());
+        self.used = self.used.max(self.filled);
         self.invariants();
     }
 
@@ -122,11 +128,13 @@ impl ReadBuffer {
         self.invariants();
     }
 
-    /// Gives the memory of an empty buffer away, for another connection to read into.
+    /// Gives the memory of an empty buffer away, for another connection to read into. Tokens and passwords do not stay in it.
     pub fn release(&mut self) -> Option<Vec<u8>> {
         if self.filled > 0 || self.bytes.is_empty() {
             return None;
         }
+        let used = std::mem::take(&mut self.used).min(self.bytes.len());
+        self.bytes[..used].fill(0);
         Some(std::mem::take(&mut self.bytes))
     }
 
@@ -250,6 +258,10 @@ impl WriteBuffer {
             self.written = 0;
             self.released = 0;
             self.sealed = 0;
+            if self.bytes.len() <= SPARE_BYTES_MAX {
+                // A token does not stay in memory that another connection gets.
+                self.bytes.fill(0);
+            }
             self.bytes.clear();
         } else if self.written > self.bytes.len() / 2 && self.written > WRITE_BYTES_MOVED {
             self.bytes.drain(..self.written);

@@ -9,6 +9,7 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
+use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use rustix::fs::Mode;
 use rustix::process::umask;
@@ -204,6 +205,10 @@ pub fn main() -> ExitCode {
     umask(Mode::RWXG | Mode::RWXO);
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
+        Err(error) if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            let (Ok(()) | Err(_)) = error.print();
+            return ExitCode::from(EXIT_USAGE);
+        }
         Err(error) if error.use_stderr() => return fail(EXIT_USAGE, &in_one_line(&error)),
         Err(help) => return print_help(&help),
     };
@@ -382,7 +387,7 @@ fn password_from_person(name: &str) -> io::Result<String> {
         return Err(io::Error::other("there is no terminal to ask on; use --password-stdin"));
     }
     let password = rpassword::prompt_password(format!("Password for {name}: "))?;
-    if rpassword::prompt_password("The same again: ")? == password {
+    if rpassword::prompt_password("Repeat the password: ")? == password {
         Ok(password)
     } else {
         Err(io::Error::other("the two are not the same"))

@@ -15,7 +15,7 @@ use crate::clock::Clock;
 use crate::connection::Peer;
 use crate::content;
 use crate::failures::{Failures, Origin};
-use crate::limits::Limits;
+use crate::limits::{FILE_LISTED_BYTES_MAX, Limits, MEMBER_LISTED_BYTES_MAX};
 use crate::log::{DiskFull, Log, Need};
 use crate::mailbox::Entry;
 use crate::password::PasswordDone;
@@ -238,7 +238,8 @@ fn handle_as<'e>(context: &'e mut Context<'_>, request: &Request<'_>, session: S
         }
         Verb::Inbox if context.log.can_deliver() => {
             let waiting = known(context.state, user)?.mailbox.bytes().min(context.limits.inbox_bytes_max);
-            let is_put_off = context.puts_off(usize::try_from(waiting).unwrap_or(usize::MAX));
+            // As JSON a message takes more than in its record.
+            let is_put_off = context.puts_off(usize::try_from(waiting.saturating_mul(3)).unwrap_or(usize::MAX));
             Ok(if is_put_off { Outcome::Later } else { Outcome::Begin(Task::Inbox(user)) })
         }
         Verb::Inbox => Err(Refusal::StorageFull),
@@ -563,20 +564,16 @@ fn list_groups<'e>(context: &'e Context<'_>) -> Outcome<'e> {
     Outcome::Reply(Reply::Groups(context.state.groups().map(|group| members_of(context.state, group)).collect()))
 }
 
-/// An answer that tells of one file, or of one member, is about so long.
-const FILE_LISTED_BYTES: usize = 64;
-const MEMBER_LISTED_BYTES: usize = 16;
-
 fn my_files<'e>(context: &'e Context<'_>, user: UserId) -> Handled<'e> {
     let account = known(context.state, user)?;
-    let is_put_off = context.puts_off_answer(account.listed_files * FILE_LISTED_BYTES)?;
+    let is_put_off = context.puts_off_answer(account.listed_files * FILE_LISTED_BYTES_MAX)?;
     Ok(if is_put_off { Outcome::Later } else { Outcome::Reply(Reply::Files(&account.files)) })
 }
 
 fn my_groups<'e>(context: &'e Context<'_>, user: UserId) -> Handled<'e> {
     let groups = known(context.state, user)?.groups.iter().filter_map(|group| context.state.group(*group));
     let members: usize = groups.clone().map(|group| group.members.len()).sum();
-    if context.puts_off_answer(members * MEMBER_LISTED_BYTES)? {
+    if context.puts_off_answer(members * MEMBER_LISTED_BYTES_MAX)? {
         return Ok(Outcome::Later);
     }
     Ok(Outcome::Reply(Reply::Groups(groups.map(|group| members_of(context.state, group)).collect::<BTreeMap<_, _>>())))
@@ -595,8 +592,7 @@ fn send<'e>(context: &mut Context<'_>, from: UserId, to: Target, text: &str) -> 
     let to_name = context.state.target_name(to).ok_or(Refusal::NoSuchUser)?;
     let bytes = change::message_bytes(from_name, to_name, text) as u64;
     // What many mailboxes hold leaves less for each, so that those who fill some do not take the place of the others.
-    let waiting = usize::try_from(context.state.usage().records()).unwrap_or(usize::MAX);
-    let free = context.limits.messages_max.saturating_sub(waiting);
+    let free = context.limits.messages_max.saturating_sub(context.state.usage().messages());
     let messages_max = messages_max.min(free);
     let is_full =
         |user: &User| user.mailbox.entries().len() >= messages_max || user.mailbox.bytes() + bytes > bytes_max;

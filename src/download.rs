@@ -147,7 +147,12 @@ impl Service {
 
     /// Ends a download, whole or not.
     pub(crate) fn forget_download(&mut self, download: &Download, host: &mut impl Host) {
-        self.transfers.abandon(download.transfer);
+        if download.is_reading {
+            self.transfers.abandon(download.transfer);
+        } else {
+            // Nothing is on its way for it, so the next may have its place at once.
+            self.transfers.end(download.transfer);
+        }
         host.submit(Job::File(FileJob::Forget(download.transfer)));
     }
 
@@ -155,7 +160,7 @@ impl Service {
         let record = self.log.record(small.place).and_then(|record| record.get(record::HEADER_BYTES..));
         if let Some(content) = record.and_then(|body| Change::decode(body)?.content()) {
             small.write(connection, content, &self.log);
-        } else if self.admit_reading(connection.id, small.user) {
+        } else if self.admit_reading(connection.id, small.user, small.held_bytes()) {
             host.submit(Job::Texts(TextsJob { connection: connection.id, places: vec![small.place] }));
             connection.phase = Phase::SmallDownload(Box::new(small));
         } else {

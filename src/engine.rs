@@ -8,7 +8,7 @@
 //! one batch, and every reply that is free to go is written. A reply that tells of a change waits in its write buffer
 //! until the change's batch is durable.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeSet, HashSet, VecDeque};
 use std::fmt;
 use std::io::{self, ErrorKind};
 
@@ -17,6 +17,7 @@ use slab::Slab;
 use tracing::{debug, error, info};
 
 use crate::admission::Admission;
+use crate::buffer::SPARE_BYTES_MAX;
 use crate::change::Lsn;
 use crate::clock::Clock;
 use crate::command::{self, LastToken};
@@ -40,10 +41,10 @@ use crate::upkeep::Holdings;
 
 /// Read buffers that are kept for the next connection that has something to say, and as many for what it is answered.
 const SPARE_BUFFERS_MAX: usize = 64;
-/// Of either, what is larger than this is not kept.
-const SPARE_BYTES_MAX: usize = 64 * 1024;
 /// How often it is logged how many connections were turned away.
 const TURNED_AWAY_LOG_MS: u64 = 1000;
+/// What one connection gets in a turn before it lets others go first.
+const SHORT_SHARE_BYTES: u64 = 32 * 1024;
 /// Connections looked at in one turn because their time may be over.
 const LATE_PER_TURN_MAX: usize = 1024;
 
@@ -128,6 +129,14 @@ pub enum Registration {
     Closed,
 }
 
+/// Connections that were one too many: how many, who was the last, and for what.
+#[derive(Clone, Copy)]
+struct TurnedAway {
+    count: u64,
+    peer: Peer,
+    reason: &'static str,
+}
+
 /// The server, but for its sockets, threads and disk.
 pub struct Engine {
     connections: Slab<Connection>,
@@ -147,7 +156,7 @@ pub struct Engine {
     /// When peers that keep the server waiting are closed.
     deadlines: Deadlines,
     /// Connections that were one too many, until that is logged, and when that may be.
-    turned_away: u64,
+    turned_away: Option<TurnedAway>,
     turned_away_logged_at: u64,
     /// What answers and other work of completions took, until it is counted against the turn.
     given_bytes: u64,
@@ -182,7 +191,7 @@ impl Engine {
             stalled: Vec::new(),
             closed: Vec::new(),
             deadlines: Deadlines::default(),
-            turned_away: 0,
+            turned_away: None,
             turned_away_logged_at: 0,
             given_bytes: 0,
             spare_buffers: Vec::new(),
@@ -237,9 +246,11 @@ impl Engine {
         debug!(%peer, slot, "connection opened");
         connection.is_turned_away = is_full;
         if is_full {
-            self.turned_away += 1;
+            let count = self.turned_away.map_or(0, |last| last.count) + 1;
+            let reason = self.admission.excess(peer, &self.service.limits);
+            self.turned_away = Some(TurnedAway { count, peer, reason });
             // Without time for that it is closed at once, as if its peer had ended.
-            connection.is_ended = !self.admission.turn_away();
+            connection.is_ended = !self.admission.turn_away(&self.service.limits);
             reply::error(connection.write.out(), &Refusal::ServerFull, None);
             connection.write.seal(None);
             connection.closing = Some(CloseReason::ServerFull);
@@ -288,7 +299,7 @@ impl Engine {
     pub fn next_deadline(&self) -> Option<u64> {
         let Service { upkeep, state, log, limits, .. } = &self.service;
         let upkeep = upkeep.next_deadline(state, log, limits.checkpoint_bytes);
-        let turned_away = (self.turned_away > 0).then_some(self.turned_away_logged_at);
+        let turned_away = self.turned_away.map(|_| self.turned_away_logged_at);
         self.deadlines.next().into_iter().chain(upkeep).chain(turned_away).min()
     }
 
@@ -343,9 +354,10 @@ impl Engine {
     /// A line for each would be one that every stranger can have written as often as he connects.
     fn log_turned_away(&mut self) {
         let now = self.service.now.steady_ms;
-        if self.turned_away > 0 && now >= self.turned_away_logged_at {
-            info!(count = self.turned_away, reason = %CloseReason::ServerFull, "connections turned away");
-            self.turned_away = 0;
+        if now >= self.turned_away_logged_at
+            && let Some(TurnedAway { count, peer, reason }) = self.turned_away.take()
+        {
+            info!(count, last = %peer, reason, "connections turned away");
             self.turned_away_logged_at = now + TURNED_AWAY_LOG_MS;
         }
     }
@@ -381,8 +393,17 @@ impl Engine {
         if self.service.held_bytes as u64 <= most {
             return;
         }
+        // Some may be as good as gone.
+        let closed: HashSet<ConnectionId> = self.closed.iter().map(|(id, _)| *id).collect();
+        let bytes_of = |id: &ConnectionId| self.connections.get(id.slot as usize).map_or(0, |gone| gone.counted_bytes);
+        let going: usize = closed.iter().map(bytes_of).sum();
+        // Those that have used up a share, or ask for what takes long, wait for themselves.
         let is_waiting = |connection: &&Connection| {
-            matches!(connection.wait.awaited(), Awaited::Line | Awaited::Reading) && connection.counted_bytes > 0
+            let is_greedy = (connection.is_queued && connection.is_long) || connection.is_stalled;
+            (is_greedy || matches!(connection.wait.awaited(), Awaited::Line | Awaited::Reading))
+                && connection.peer != Peer::Admin
+                && connection.counted_bytes > 0
+                && !closed.contains(&connection.id)
         };
         let waiting = self.connections.iter().map(|(_, connection)| connection).filter(is_waiting);
         let holdings = waiting.map(|connection| Holding {
@@ -393,7 +414,7 @@ impl Engine {
             bytes: connection.counted_bytes as u64,
         });
         // Some more go than must, so that it is not all to be done again in the next turn.
-        let excess = self.service.held_bytes as u64 - most + most / 16;
+        let excess = (self.service.held_bytes as u64 - most + most / 16).saturating_sub(going as u64);
         let chosen = eviction::choose(holdings.collect(), excess);
         self.closed.extend(chosen.into_iter().map(|id| (id, CloseReason::MemoryFull)));
     }
@@ -404,22 +425,23 @@ impl Engine {
         // What completions have brought was given out before.
         let given = std::mem::take(&mut self.given_bytes) + std::mem::take(&mut self.service.work_bytes);
         let share = self.service.limits.read_bytes_per_turn_max;
+        let share_short = share.min(SHORT_SHARE_BYTES);
         let mut bytes_left = self.service.limits.bytes_per_turn_max.saturating_sub(given).max(share);
         let RunQueue { requests, long, transfers } = &self.run_queue;
         let [requests, long, transfers] = [requests.len(), long.len(), transfers.len()];
         for _ in 0..requests {
             let Some(id) = self.run_queue.requests.pop_front_if(|_| bytes_left > 0) else { break };
-            self.serve(id, &mut bytes_left, host);
+            self.serve(id, share_short, &mut bytes_left, host);
         }
         bytes_left = bytes_left.max(share);
         for _ in 0..long {
             let Some(id) = (bytes_left > 0).then(|| self.run_queue.long.pop()).flatten() else { break };
-            self.serve(id, &mut bytes_left, host);
+            self.serve(id, share, &mut bytes_left, host);
         }
         bytes_left = bytes_left.max(share);
         for _ in 0..transfers {
-            let Some(id) = self.run_queue.transfers.pop_front_if(|_| bytes_left > 0) else { break };
-            self.serve(id, &mut bytes_left, host);
+            let Some(id) = (bytes_left > 0).then(|| self.run_queue.transfers.pop()).flatten() else { break };
+            self.serve(id, share, &mut bytes_left, host);
         }
     }
 
@@ -664,11 +686,10 @@ impl Engine {
         self.run_queue.push(connection);
     }
 
-    fn serve(&mut self, id: ConnectionId, bytes_left: &mut u64, host: &mut impl Host) {
+    fn serve(&mut self, id: ConnectionId, share: u64, bytes_left: &mut u64, host: &mut impl Host) {
         let Some(connection) = find(&mut self.connections, id) else { return };
         connection.is_queued = false;
         self.service.is_long_turn = std::mem::take(&mut connection.is_long);
-        let share = self.service.limits.read_bytes_per_turn_max.min(*bytes_left);
         let mut used = 0;
         if let Some(reason) = connection.closing {
             let discarded = discard_input(connection, &mut self.spare_buffers, host, share, &mut used);

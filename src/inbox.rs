@@ -98,11 +98,11 @@ impl Service {
         let (Some(first), Some(last)) = (entries.first(), entries.last()) else { return };
         let claim = Delivery { user, first: first.sent(), last: last.sent() };
         self.work_bytes += (entries.len() * size_of::<Entry>()) as u64;
-        if !self.admit_reading(connection.id, user) {
+        let record_bytes = entries.iter().map(|entry| entry.place().bytes as usize).sum();
+        if !self.admit_reading(connection.id, user, record_bytes) {
             return self.refuse(connection, Refusal::ServerBusy, Some(spec));
         }
         self.claims.add(claim);
-        let record_bytes = entries.iter().map(|entry| entry.place().bytes as usize).sum();
         let missing = entries.iter().zip(&is_held).filter(|(_, is_held)| !**is_held);
         let places = missing.map(|(entry, _)| entry.place()).collect();
         connection.phase = Phase::Inbox(Box::new(Inbox { spec, record_bytes, entries, claim, held, is_held }));

@@ -21,6 +21,12 @@ const SEGMENT_BYTES_LEAST: u64 = 256 * KIB;
 /// and is made in a moment.
 const SEGMENT_BYTES_MOST: u64 = GIB;
 
+/// One file takes so much of the answer to MY FILE at most: a name of up to 255 bytes, each of which may be written as two, and
+/// the other party's.
+pub(crate) const FILE_LISTED_BYTES_MAX: usize = 600;
+/// And one member of the answer to MY GROUP.
+pub(crate) const MEMBER_LISTED_BYTES_MAX: usize = 36;
+
 /// The bounds that the engine and the network keep.
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Limits")]
@@ -45,6 +51,11 @@ pub struct Limits {
     #[arg(long, env = "KURIR_ACCEPTS_PER_TURN_MAX", value_name = "N", default_value_t = 64)]
     pub accepts_per_turn_max: usize,
 
+    /// Connections that are one too many and still let read `server penuh`, at once and new ones a turn; any more are closed
+    /// without waiting for that
+    #[arg(long, env = "KURIR_TURNED_AWAY_MAX", value_name = "N", default_value_t = 32)]
+    pub turned_away_max: usize,
+
     /// Requests of one connection served in one turn of the loop
     #[arg(long, env = "KURIR_REQUESTS_PER_TURN_MAX", value_name = "N", default_value_t = 512)]
     pub requests_per_turn_max: usize,
@@ -61,7 +72,8 @@ pub struct Limits {
     #[arg(long, env = "KURIR_LINE_BYTES_MAX", value_name = "BYTES", value_parser = bytes, default_value = "64KiB")]
     pub line_bytes_max: u64,
 
-    /// What is thrown away of a line that is too long before the connection is closed
+    /// What is thrown away of a line that is too long before the connection is closed; for a file that was refused, the size
+    /// of the longest file comes on top
     #[arg(long, env = "KURIR_DISCARD_BYTES_MAX", value_name = "BYTES", value_parser = bytes, default_value = "16MiB")]
     pub discard_bytes_max: u64,
 
@@ -290,12 +302,11 @@ impl Limits {
         }
         let answers_max = self.files_answer_bytes_max().max(self.groups_answer_bytes_max());
         if self.output_bytes_max < self.output_bytes_high.saturating_add(answers_max) {
-            return Err(
-                "--output-bytes-max is at least --output-bytes-high and the longest answer to MY FILE or MY GROUP \
-                together: 600 bytes for each of --listed-files-max and --user-files-max, and 36 for each of \
-                --members-per-group-max in each of --groups-per-user-max"
-                    .to_owned(),
-            );
+            let least = self.output_bytes_high.saturating_add(answers_max).div_ceil(MIB);
+            return Err(format!(
+                "--output-bytes-max is at least {least}MiB with these limits, or answers to MY FILE and MY GROUP may be too \
+                 long for it (see --listed-files-max, --user-files-max, --groups-per-user-max, --members-per-group-max)"
+            ));
         }
         if self.connections_bytes_max < self.output_bytes_max {
             return Err("--connections-bytes-max is at least --output-bytes-max".to_owned());
@@ -303,16 +314,16 @@ impl Limits {
         Ok(())
     }
 
-    /// What MY FILE may have to answer at most: a name of up to 255 bytes, each of which may be written as two, and another.
+    /// What MY FILE may have to answer at most.
     fn files_answer_bytes_max(&self) -> u64 {
-        let files = self.listed_files_max.saturating_add(self.user_files_max) as u64;
-        files.saturating_mul(600)
+        let files = self.listed_files_max.saturating_add(self.user_files_max);
+        files.saturating_mul(FILE_LISTED_BYTES_MAX) as u64
     }
 
     /// The same for MY GROUP.
     fn groups_answer_bytes_max(&self) -> u64 {
-        let members = self.groups_per_user_max.saturating_mul(self.members_per_group_max) as u64;
-        members.saturating_mul(36)
+        let members = self.groups_per_user_max.saturating_mul(self.members_per_group_max);
+        members.saturating_mul(MEMBER_LISTED_BYTES_MAX) as u64
     }
 
     /// The size up to which a file is a small one. Its line must be short enough to be there as a whole.
@@ -331,6 +342,7 @@ impl Default for Limits {
             admin_connections_max: 16,
             limit_loopback: false,
             accepts_per_turn_max: 64,
+            turned_away_max: 32,
             requests_per_turn_max: 512,
             read_bytes_per_turn_max: 256 * KIB,
             bytes_per_turn_max: MIB,

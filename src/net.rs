@@ -23,7 +23,6 @@ use socket2::{Domain, Protocol, SockRef, TcpKeepalive, Type};
 use tracing::{debug, info, warn};
 
 use crate::admin::{self, AdminError};
-use crate::admission::TURNED_AWAY_MAX;
 use crate::clock::Clock;
 use crate::connection::{ConnectionId, Peer};
 use crate::data;
@@ -44,10 +43,8 @@ const EVENTS_PER_TURN_MAX: usize = 1024;
 /// Connections that wait to be accepted, as far as the system lets them.
 const LISTEN_BACKLOG: i32 = 4096;
 /// File descriptors that are for neither connections nor transfers: listeners, the journal, checkpoints, and room to spare.
-/// Connections that are turned away come on top.
-const FILES_RESERVED: usize = 64 + TURNED_AWAY_MAX;
-/// Connections accepted in a turn only to be turned away.
-const TURNED_AWAY_PER_TURN_MAX: usize = 8;
+/// Administrators, and connections that are turned away, come on top.
+const FILES_RESERVED: usize = 64;
 /// What the system holds for a peer beyond what is on its way, before it says that it takes no more.
 const UNSENT_BYTES: u32 = 256 * 1024;
 /// How long an accept that failed for want of file descriptors is put off.
@@ -193,6 +190,9 @@ impl Server {
             return Err(ServerError::Lines(store.log.line_bytes_max()));
         }
         let mut hasher = Hasher::new().map_err(ServerError::Hash)?;
+        if !exposed.is_empty() && admin::has_demo_password(&store.state, &mut hasher).map_err(ServerError::Hash)? {
+            warn!("there are demonstration accounts, whose password everybody knows: see `kurir user password`");
+        }
         if is_demo {
             admin::make_demo(&mut store, &mut hasher).map_err(ServerError::Demo)?;
         }
@@ -336,6 +336,7 @@ impl Server {
     /// Accepts what waits, a bounded number a turn: of peers, wherever they come in, and of administrators as many again.
     fn accept(&mut self, now: Instant) {
         let accepts_max = self.engine.limits().accepts_per_turn_max;
+        let turned_away_max = self.engine.limits().turned_away_max.max(1);
         let mut peers_left = accepts_max;
         // Each turn begins with another listener, so that none takes the places of the others.
         let count = self.listeners.len().max(1);
@@ -352,7 +353,7 @@ impl Server {
                 ListenerSocket::Tcp(_) => &mut peers_left,
                 ListenerSocket::Admin(_) => &mut administrators_left,
             };
-            while *left > 0 && listener.is_ready && turned_away < TURNED_AWAY_PER_TURN_MAX {
+            while *left > 0 && listener.is_ready && turned_away < turned_away_max {
                 *left -= 1;
                 match listener.accept() {
                     Ok((socket, peer)) => {
@@ -597,7 +598,10 @@ fn fit_to_file_limit(limits: &mut Limits) -> Result<(), ServerError> {
             .map_err(|error| ServerError::Setup("raise the file limit", error.into()))?;
     }
     let files = usize::try_from(maximum.unwrap_or(u64::MAX)).unwrap_or(usize::MAX);
-    let reserved = FILES_RESERVED.saturating_add(limits.admin_connections_max).min(files / 2);
+    let wanted = limits.turned_away_max.saturating_mul(2).saturating_add(limits.admin_connections_max);
+    let reserved = FILES_RESERVED.saturating_add(wanted).min(files / 2);
+    // Where there are few, they are for the server's own work first.
+    limits.turned_away_max = limits.turned_away_max.min(reserved / 8);
     let free = files - reserved;
     limits.uploads_max = limits.uploads_max.min(free / 4);
     limits.downloads_max = limits.downloads_max.min(free / 4);

@@ -109,7 +109,11 @@ impl Hasher {
         Ok(PasswordDone { connection: job.connection, passed, hash })
     }
 
-    fn fits(&mut self, password: &str, hash: Option<&str>) -> Result<bool, HashError> {
+    /// Whether a password fits a hash; without a hash the answer is no, after the same work.
+    ///
+    /// # Errors
+    /// [`HashError`] when it is no hash.
+    pub fn fits(&mut self, password: &str, hash: Option<&str>) -> Result<bool, HashError> {
         let known = PasswordHash::new(hash.unwrap_or(&self.nobody)).map_err(|error| HashError::new(&error))?;
         let params = Params::try_from(&known).map_err(|error| HashError::new(&error))?;
         let salt = known.salt.ok_or_else(|| HashError::new(&"a stored hash has no salt"))?;

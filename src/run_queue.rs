@@ -1,8 +1,8 @@
 //! Who is served next: connections that have something to do, in three lines.
 //!
-//! What takes little is served first, so that it waits for nothing that takes long. Who has used up a share of a turn, or
-//! asks for what takes long, waits in a line in which every user has the same part, however many connections he has. Those
-//! that move a file wait in the third. Of the second and the third, something is served in every turn.
+//! What takes little is served first, so that it waits for nothing that takes long. Who has used up a small share of a turn,
+//! or asks for what takes long, waits in a line in which every user has the same part, however many connections he has. So do
+//! those that move a file, in the third. Of the second and the third, something is served in every turn.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -13,7 +13,7 @@ use crate::connection::{Connection, ConnectionId, Owner};
 pub(crate) struct RunQueue {
     pub(crate) requests: VecDeque<ConnectionId>,
     pub(crate) long: FairQueue,
-    pub(crate) transfers: VecDeque<ConnectionId>,
+    pub(crate) transfers: FairQueue,
 }
 
 impl RunQueue {
@@ -24,7 +24,7 @@ impl RunQueue {
         }
         connection.is_queued = true;
         if connection.phase.is_transfer() {
-            self.transfers.push_back(connection.id);
+            self.transfers.push(connection.owner(), connection.id);
         } else if connection.is_long {
             self.long.push(connection.owner(), connection.id);
         } else {

@@ -3,7 +3,6 @@
 //! [`crate::download`].) It knows no buffers but the one that a reply is written to.
 
 use std::collections::{HashMap, VecDeque};
-use std::hash::Hash;
 use std::net::IpAddr;
 
 use crate::backup::Point;
@@ -51,8 +50,10 @@ pub(crate) struct Service {
     pub(crate) files_next: u64,
     pub(crate) transfers: Transfers,
     /// Who has texts read from the disk, whether he is still there or not.
-    readings: HashMap<ConnectionId, UserId>,
-    readings_by_user: HashMap<UserId, usize>,
+    readings: HashMap<ConnectionId, (UserId, usize)>,
+    /// How many of each user, and what they hold.
+    readings_by_user: HashMap<UserId, (usize, usize)>,
+    readings_bytes: usize,
     /// The bytes of uploads that are not stored yet.
     pub(crate) incoming: Incoming,
     /// What handlers have done beside writing an answer, in bytes, until it is counted against the turn.
@@ -104,6 +105,7 @@ impl Service {
             transfers: Transfers::default(),
             readings: HashMap::new(),
             readings_by_user: HashMap::new(),
+            readings_bytes: 0,
             incoming: Incoming::default(),
             work_bytes: 0,
             held_bytes: 0,
@@ -160,7 +162,8 @@ impl Service {
         let task = match handler(&mut context) {
             Ok(Outcome::Begin(task)) => Some(task),
             Ok(Outcome::Later) => {
-                connection.user = context.authorised.or(connection.user);
+                connection.wait.reach(Stage::Known);
+                connection.user = context.authorised;
                 return false;
             }
             Ok(Outcome::Reply(reply)) => {
@@ -205,22 +208,35 @@ impl Service {
         host.submit(Job::Password(PasswordJob { connection: connection.id, check, hash }));
     }
 
-    /// One more reading of texts from the disk for a user, if that is not one too many.
-    pub(crate) fn admit_reading(&mut self, connection: ConnectionId, user: UserId) -> bool {
-        let of_user = self.readings_by_user.get(&user).copied().unwrap_or(0);
+    /// One more reading of texts from the disk for a user, if that is not one too many. What is read cannot be taken back to
+    /// make room, so all of it is a quarter of what connections may hold at most, and one user leaves others as much as he has.
+    pub(crate) fn admit_reading(&mut self, connection: ConnectionId, user: UserId, bytes: usize) -> bool {
+        let (count, held) = self.readings_by_user.get(&user).copied().unwrap_or_default();
         let limits = &self.limits;
-        if self.readings.len() >= limits.read_queue_max || of_user >= limits.read_queue_per_user_max {
+        if self.readings.len() >= limits.read_queue_max || count >= limits.read_queue_per_user_max {
             return false;
         }
-        self.readings.insert(connection, user);
-        self.readings_by_user.insert(user, of_user + 1);
+        let bytes_max = usize::try_from(limits.connections_bytes_max / 4).unwrap_or(usize::MAX);
+        let is_first = self.readings.is_empty();
+        if !is_first && held + bytes > bytes_max.saturating_sub(self.readings_bytes) {
+            return false;
+        }
+        self.readings.insert(connection, (user, bytes));
+        self.readings_by_user.insert(user, (count + 1, held + bytes));
+        self.readings_bytes += bytes;
         true
     }
 
     /// One less.
     pub(crate) fn end_reading(&mut self, connection: ConnectionId) {
-        if let Some(user) = self.readings.remove(&connection) {
-            count_down(&mut self.readings_by_user, &user);
+        let Some((user, bytes)) = self.readings.remove(&connection) else { return };
+        self.readings_bytes -= bytes;
+        if let Some((count, held)) = self.readings_by_user.get_mut(&user) {
+            *count -= 1;
+            *held -= bytes;
+            if *count == 0 {
+                self.readings_by_user.remove(&user);
+            }
         }
     }
 
@@ -306,15 +322,5 @@ impl Service {
     pub(crate) fn collect_removals(&mut self) {
         let end = self.log.end();
         self.removals.extend(self.state.take_freed_files().into_iter().map(|file| (end, file)));
-    }
-}
-
-/// Counts one less; who has none left is not kept.
-fn count_down<K: Eq + Hash>(counts: &mut HashMap<K, usize>, key: &K) {
-    if let Some(count) = counts.get_mut(key) {
-        *count -= 1;
-        if *count == 0 {
-            counts.remove(key);
-        }
     }
 }

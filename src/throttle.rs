@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::hash::Hash;
 
 const MINUTE_MS: u64 = 60_000;
-/// Above this many, those that have been quiet for a minute are forgotten.
+/// From this many on, or as many as there may be, those that have been quiet for a minute are forgotten.
 const KEPT: usize = 4096;
 /// How often they are looked for.
 const FORGET_MS: u64 = 1000;
@@ -34,7 +34,8 @@ impl<K: Eq + Hash> Throttle<K> {
     ///
     /// # Errors
     /// The seconds to wait.
-    pub fn check(&self, who: &K, now: u64) -> Result<(), u64> {
+    pub fn check(&mut self, who: &K, now: u64) -> Result<(), u64> {
+        self.forget_quiet(now);
         self.paid_off_after(who, now).map(drop)
     }
 
@@ -43,14 +44,18 @@ impl<K: Eq + Hash> Throttle<K> {
     /// # Errors
     /// The seconds to wait, if it is one too many; it is not counted then.
     pub fn act(&mut self, who: K, now: u64) -> Result<(), u64> {
-        if self.paid_off.len() >= KEPT && now >= self.forget_at {
-            self.paid_off.retain(|_, paid_off| *paid_off > now);
-            self.forget_at = now + FORGET_MS;
-        }
+        self.forget_quiet(now);
         if let Some(after) = self.paid_off_after(&who, now)? {
             self.paid_off.insert(who, after);
         }
         Ok(())
+    }
+
+    fn forget_quiet(&mut self, now: u64) {
+        if self.paid_off.len() >= KEPT.min(self.kept_max) && now >= self.forget_at {
+            self.paid_off.retain(|_, paid_off| *paid_off > now);
+            self.forget_at = now + FORGET_MS;
+        }
     }
 
     /// When one more act will be paid off; none where nothing is counted.
@@ -101,6 +106,17 @@ mod tests {
         assert_eq!(throttle.act(5000, 0), Err(60));
         assert_eq!(throttle.paid_off.len(), 5000);
         assert!(throttle.act(5000, 2 * MINUTE_MS).is_ok());
+    }
+
+    #[test]
+    fn where_few_are_counted_a_newcomer_waits_for_one_of_them_and_no_longer() {
+        let mut throttle = Throttle::new(60, 2);
+        for who in 0..2 {
+            assert!(throttle.act(who, 0).is_ok());
+        }
+        assert!(throttle.check(&2, 500).is_err());
+        assert_eq!(throttle.check(&2, 2000), Ok(()));
+        assert_eq!(throttle.act(2, 2000), Ok(()));
     }
 
     #[test]

@@ -30,8 +30,8 @@ pub(crate) enum Direction {
     Download,
 }
 
-/// Files under way. Each has its place until the files thread has let go of it, so that those that are broken off and begun
-/// again do not leave more to that thread than there may be at once.
+/// Files under way. One that is broken off while the files thread is at something for it has its place until that thread has
+/// let go of it, so that those that are begun again and again do not leave more to it than there may be at once.
 #[derive(Debug, Default)]
 pub(crate) struct Transfers {
     last: u64,

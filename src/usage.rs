@@ -18,6 +18,8 @@ pub struct Usage {
     /// In parts of a byte, as in [`SegmentUse`].
     live: u64,
     records: u64,
+    /// Of which messages, each as often as it waits.
+    messages: usize,
     /// Those that lost the last record that is needed.
     emptied: BTreeSet<u64>,
 }
@@ -55,7 +57,15 @@ impl Eq for Usage {}
 
 impl Usage {
     pub(crate) fn new(segment_bytes: u64) -> Self {
-        Self { segment_bytes, first: 0, segments: VecDeque::new(), live: 0, records: 0, emptied: BTreeSet::new() }
+        Self {
+            segment_bytes,
+            first: 0,
+            segments: VecDeque::new(),
+            live: 0,
+            records: 0,
+            messages: 0,
+            emptied: BTreeSet::new(),
+        }
     }
 
     /// What is needed of a segment.
@@ -77,16 +87,24 @@ impl Usage {
         self.records
     }
 
+    /// How many messages wait in all mailboxes.
+    #[must_use]
+    pub fn messages(&self) -> usize {
+        self.messages
+    }
+
     /// Segments that nothing is needed of any more since this was last asked.
     pub(crate) fn take_emptied(&mut self) -> BTreeSet<u64> {
         std::mem::take(&mut self.emptied)
     }
 
     pub(crate) fn add(&mut self, entry: &Entry) {
+        self.messages += 1;
         self.count(entry.place(), entry.share());
     }
 
     pub(crate) fn remove(&mut self, entry: &Entry) {
+        self.messages -= 1;
         self.discount(entry.place(), entry.share());
     }
 

@@ -223,6 +223,37 @@ fn long_answers_that_nobody_reads_hold_up_nobody() {
 }
 
 #[test]
+fn strangers_that_never_stop_asking_do_not_take_the_memory_of_others() {
+    const COUNT: usize = 600;
+    let mut scene = Scene::new(&["--connections-bytes-max", "32MiB"]);
+    // Somebody who is known and slow holds little, and keeps it.
+    let (mut slow, token) = scene.server.login("henderson");
+    let half = "x".repeat(20_000);
+    slow.stream().write_all(format!("SEND MESSAGE {token} messi {half}").as_bytes()).unwrap();
+    let line = format!("{}\n", "X".repeat(63_500));
+    let mut peers: Vec<TcpStream> = (0..COUNT).map(|_| scene.server.connect()).collect();
+    for peer in &mut peers {
+        peer.write_all(line.as_bytes()).unwrap();
+        peer.set_nonblocking(true).unwrap();
+    }
+    let requests = "PING\n".repeat(4000);
+    let mut some = vec![0; 256 * 1024];
+    for _ in 0..20 {
+        for peer in &mut peers {
+            let (Ok(_) | Err(_)) = peer.write(requests.as_bytes());
+            let (Ok(_) | Err(_)) = peer.read(&mut some);
+        }
+        scene.is_honest_served();
+    }
+    scene.await_log("connections hold too much memory", 1);
+    slow.stream().write_all(b"\n").unwrap();
+    slow.reply().unwrap();
+    scene.honest.request(&format!("INBOX {}", scene.token)).unwrap();
+    drop((slow, peers));
+    scene.end("600 strangers with a long line and requests without end", 60_000);
+}
+
+#[test]
 fn a_peer_that_reads_slowly_but_goes_on_gets_all() {
     let mut scene = Scene::new(&["--output-ms-max", "2000"]);
     let content = STANDARD.encode(vec![7; 4_000_000]);
