@@ -4,6 +4,7 @@
 //! gives holds more than any other: so whoever takes much cannot take it from those who take little. Of one owner's, those
 //! go first that have kept the server waiting longest.
 
+use std::cmp::Reverse;
 use std::collections::HashMap;
 
 use crate::connection::{ConnectionId, Owner};
@@ -31,7 +32,9 @@ pub(crate) fn choose(holdings: Vec<Holding>, mut excess: u64) -> Vec<ConnectionI
         }
         let sum = |held: &Vec<Holding>| held.iter().map(|holding| holding.bytes).sum::<u64>();
         let level = level(by_owner.values().map(sum).collect(), excess);
-        for mut held in by_owner.into_values() {
+        let mut owners: Vec<Vec<Holding>> = by_owner.into_values().collect();
+        owners.sort_by_cached_key(|held| Reverse(sum(held)));
+        for mut held in owners {
             held.sort_unstable_by_key(|holding| (holding.since, holding.id));
             let mut left = sum(&held);
             for holding in held.iter().filter(|holding| holding.bytes > 0) {
