@@ -1,4 +1,10 @@
 //! The command line: arguments, what is printed, and exit codes.
+//!
+//! Here is what has to do with a server's own data; in `client` what a user does on a server, with `progress` for what takes
+//! long.
+
+mod client;
+mod progress;
 
 use std::fmt::Display;
 use std::io::{self, BufRead, IsTerminal, Write};
@@ -10,7 +16,7 @@ use std::thread;
 use std::time::Duration;
 
 use clap::error::ErrorKind;
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use rustix::fs::Mode;
 use rustix::process::umask;
 use serde_json::Value;
@@ -68,9 +74,21 @@ enum Command {
         #[arg(long, value_name = "COPY")]
         to: PathBuf,
     },
-    /// Look at groups, whether the server runs or not
+    #[command(flatten)]
+    Client(client::ClientCommand),
+    /// Make, join and leave groups, and say who is in them
     #[command(subcommand)]
     Group(GroupCommand),
+    /// Print a script that completes these commands in a shell
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+    /// Write manual pages
+    Man {
+        /// Into this directory, which must be there
+        directory: PathBuf,
+    },
 }
 
 /// Run the server
@@ -184,10 +202,15 @@ enum UserCommand {
 
 #[derive(Debug, Subcommand)]
 enum GroupCommand {
-    /// List all groups with their members, the owner first
+    #[command(flatten)]
+    Member(client::MemberCommand),
+    /// List one's groups with their members, the owner first
     List {
+        /// List all groups of this server, as its administrator, whether it runs or not
+        #[arg(long, env = "KURIR_DATA", value_name = "DIR")]
+        data: Option<PathBuf>,
         #[command(flatten)]
-        data: Data,
+        profile: client::ProfileArgument,
     },
 }
 
@@ -217,7 +240,30 @@ pub fn main() -> ExitCode {
         Command::User(command) => user(&command),
         Command::Check { data, repair } => check(&data, repair),
         Command::Backup { data, to } => backup(&data, &to),
-        Command::Group(GroupCommand::List { data }) => administer(&data, "GROUP LIST", false, print_groups),
+        Command::Client(command) => client::run(command),
+        Command::Group(GroupCommand::Member(command)) => client::run_member(&command),
+        Command::Group(GroupCommand::List { data: Some(data), .. }) => {
+            administer(&Data { data }, "GROUP LIST", false, print_groups)
+        }
+        Command::Group(GroupCommand::List { data: None, profile }) => client::list_groups(&profile),
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Arguments::command(), "kurir", &mut script);
+            printed(io::stdout().write_all(&script))
+        }
+        Command::Man { directory } => match clap_mangen::generate_to(Arguments::command(), &directory) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => fail(EXIT_USAGE, &format!("{}: {error}", directory.display())),
+        },
+    }
+}
+
+/// Whoever reads the output may have enough of it.
+fn printed(done: io::Result<()>) -> ExitCode {
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+        Err(error) => fail(EXIT_FAILED, &error),
     }
 }
 
@@ -231,11 +277,7 @@ fn in_one_line(error: &clap::Error) -> String {
 }
 
 fn print_help(help: &clap::Error) -> ExitCode {
-    match help.print() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
-        Err(error) => fail(EXIT_FAILED, &error),
-    }
+    printed(help.print())
 }
 
 fn serve(arguments: Serve) -> ExitCode {
@@ -328,10 +370,7 @@ fn check(data: &Path, repair: bool) -> ExitCode {
 
 fn backup(data: &Path, to: &Path) -> ExitCode {
     match backup::backup(data, to) {
-        Ok(copied) => match writeln!(io::stdout(), "{}: {copied}", to.display()) {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(error) => fail(EXIT_FAILED, &error),
-        },
+        Ok(copied) => printed(writeln!(io::stdout(), "{}: {copied}", to.display())),
         Err(error @ (BackupError::Io(..) | BackupError::Server(_))) => fail(EXIT_FAILED, &error),
         Err(error) => fail(EXIT_USAGE, &error),
     }
@@ -396,11 +435,7 @@ fn password_from_person(name: &str) -> io::Result<String> {
 
 fn administer(data: &Data, line: &str, may_create: bool, print: impl FnOnce(&Value) -> io::Result<()>) -> ExitCode {
     match admin::request(Path::new(&data.data), line, may_create) {
-        Ok(reply) => match print(&reply["data"]) {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
-            Err(error) => fail(EXIT_FAILED, &error),
-        },
+        Ok(reply) => printed(print(&reply["data"])),
         Err(error @ (AdminError::Refused(_) | AdminError::Work(_))) => fail(EXIT_FAILED, &error),
         Err(error) => fail(EXIT_USAGE, &error),
     }

@@ -23,7 +23,8 @@
 //! | who is kept waiting or out | `admission` (connections), `deadline` (slow peers), `eviction` (who takes too much memory), [`failures`] (wrong passwords), [`password_queue`], [`throttle`] (new accounts and groups) |
 //! | what it runs on | [`net`] (sockets, signals), [`clock`], [`threads`], [`password`], [`local`] (no sockets at all) |
 //! | its bounds | [`limits`] |
-//! | how it is used | [`cli`], [`admin`], [`check`], [`backup`], [`client`] |
+//! | how it is used | [`cli`], [`admin`], [`check`], [`backup`] |
+//! | its client | [`client`] (for programs), [`chat`] (in a terminal), [`text`] (of others, on a terminal), and the commands of [`cli`] |
 //!
 //! Invariants:
 //! - State changes only in [`state::State::apply`], which is deterministic; start-up is the last checkpoint and the same
@@ -41,6 +42,7 @@ pub mod aligned;
 pub mod backup;
 pub mod buffer;
 pub mod change;
+pub mod chat;
 pub mod check;
 pub mod checkpoint;
 pub mod claims;
@@ -83,6 +85,7 @@ pub mod space;
 pub mod state;
 pub mod store;
 pub mod tail;
+pub mod text;
 pub mod texts;
 pub mod threads;
 pub mod throttle;
