@@ -33,6 +33,8 @@ const FILE_NAME_BYTES_MAX: usize = 255;
 const PASSWORD_BYTES_MIN: usize = 8;
 const PASSWORD_BYTES_MAX: usize = 128;
 const TOKEN_DIGITS: usize = 32;
+/// So many messages wait in any mailbox, however many wait in all.
+const MAILBOX_MESSAGES_LEAST: usize = 100;
 /// What takes more than this, in bytes that are looked at or written, takes long: a millisecond or so.
 const LONG_BYTES: usize = 64 * 1024;
 
@@ -591,15 +593,16 @@ fn send<'e>(context: &mut Context<'_>, from: UserId, to: Target, text: &str) -> 
     let from_name = &*known(context.state, from)?.name;
     let to_name = context.state.target_name(to).ok_or(Refusal::NoSuchUser)?;
     let bytes = change::message_bytes(from_name, to_name, text) as u64;
-    // What many mailboxes hold leaves less for each, so that those who fill some do not take the place of the others.
+    // What all mailboxes hold leaves less for each, but a few are always taken: whoever fills some, or many, does not keep
+    // others from writing to those who read.
     let free = context.limits.messages_max.saturating_sub(context.state.usage().messages());
-    let messages_max = messages_max.min(free);
+    let messages_max = messages_max.min(free.max(MAILBOX_MESSAGES_LEAST));
     let is_full =
         |user: &User| user.mailbox.entries().len() >= messages_max || user.mailbox.bytes() + bytes > bytes_max;
     let mut receivers = 0;
     let is_any_full = context.state.receivers(from, to).inspect(|_| receivers += 1).any(is_full);
     *context.work_bytes += (receivers * size_of::<Entry>()) as u64;
-    if is_any_full || receivers > free {
+    if is_any_full {
         return Err(Refusal::MailboxFull);
     }
     let at = context.now.utc_ms;

@@ -122,7 +122,7 @@ pub struct Limits {
     #[arg(long, env = "KURIR_MAILBOX_MESSAGES_MAX", value_name = "N", default_value_t = 100_000)]
     pub mailbox_messages_max: usize,
 
-    /// Messages waiting in all mailboxes together; one mailbox has never more than there are places left for all
+    /// Messages waiting in all mailboxes together; a mailbox that has 100 takes no more than there are places left for all
     #[arg(long, env = "KURIR_MESSAGES_MAX", value_name = "N", default_value_t = 20_000_000)]
     pub messages_max: usize,
 
@@ -162,7 +162,7 @@ pub struct Limits {
     #[arg(long, env = "KURIR_DOWNLOADS_MAX", value_name = "N", default_value_t = 256)]
     pub downloads_max: usize,
 
-    /// Uploads and downloads of one user at once, and never more than half of either
+    /// Uploads and downloads of one user at once, and of either never as many as places are left
     #[arg(long, env = "KURIR_TRANSFERS_PER_USER_MAX", value_name = "N", default_value_t = 32)]
     pub transfers_per_user_max: usize,
 

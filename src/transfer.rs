@@ -73,8 +73,8 @@ impl Transfers {
         };
         let mut of_user = self.by_user.get(&user).copied().unwrap_or_default();
         let is_share_used = of_user.uploads + of_user.downloads >= limits.transfers_per_user_max;
-        // Whatever one user does, half of the places are for the others.
-        if under_way >= most || is_share_used || *of_user.count(direction) >= most.div_ceil(2) {
+        // However many places some users have, one who has none finds one, as long as there are more places than users.
+        if is_share_used || *of_user.count(direction) >= most.saturating_sub(under_way) {
             return None;
         }
         *of_user.count(direction) += 1;
@@ -188,7 +188,11 @@ mod tests {
         assert!(transfers.begin(Direction::Download, other, id, &limits).is_some());
         assert_eq!(transfers.end(first), Some(id));
         assert!(transfers.begin(Direction::Upload, one, id, &limits).is_some());
-        assert_eq!(transfers.begin(Direction::Upload, one, id, &limits), None, "half of the uploads are for others");
+        assert_eq!(
+            transfers.begin(Direction::Upload, one, id, &limits),
+            None,
+            "the last place is for somebody who has none"
+        );
         transfers.assert_counts(std::iter::empty());
         assert_eq!(transfers.by_user.len(), 2, "who moves nothing costs nothing");
     }

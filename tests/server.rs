@@ -689,15 +689,21 @@ fn whatever_peers_hold_open_the_server_has_descriptors_for_its_own_work() {
     let mut others: Vec<_> = (0..15).map(|_| server.client()).collect();
     let (readers, writers) = others.split_at_mut(8);
     let half = "QUJD".repeat(50_000);
-    // Half of either are the most that one user has.
-    let other = messi.request("AUTH henderson surabaya").unwrap()["data"].as_str().unwrap().to_owned();
-    messi.request(&format!("SEND FILE {other} messi besar.bin {content}")).unwrap();
+    // One user has never as many of either as places are left.
+    let mut tokens = vec![token.clone()];
+    for user in ["henderson", "lineker", "pele"] {
+        let (Ok(_) | Err(_)) = messi.request(&format!("REGISTER {user} surabaya"));
+        let login = messi.request(&format!("AUTH {user} surabaya")).unwrap();
+        tokens.push(login["data"].as_str().unwrap().to_owned());
+        messi.request(&format!("SEND FILE {} messi besar.bin {content}", tokens.last().unwrap())).unwrap();
+    }
+    let users = [0, 0, 0, 0, 1, 1, 2, 3];
     for (number, writer) in writers.iter_mut().enumerate() {
-        let token = if number % 2 == 0 { &token } else { &other };
+        let token = &tokens[users[number]];
         writer.stream().write_all(format!("SEND FILE {token} messi {number} {half}").as_bytes()).unwrap();
     }
     for (number, reader) in readers.iter_mut().enumerate() {
-        let token = if number % 2 == 0 { &token } else { &other };
+        let token = &tokens[users[number]];
         reader.send(format!("DOWNLOAD FILE {token} messi besar.bin").as_bytes()).unwrap();
         let mut start = [0; 20];
         reader.stream().read_exact(&mut start).unwrap();

@@ -96,7 +96,6 @@ transcripts! {
     memory_full
     memory_shares
     memory_short
-    messages_max
     my_file
     my_group
     output_limits

@@ -206,3 +206,31 @@ fn what_takes_little_does_not_wait_for_long_answers_and_no_user_waits_for_anothe
     }
     assert_eq!(left, 0, "and all are answered");
 }
+
+#[test]
+fn whoever_fills_many_mailboxes_does_not_keep_others_from_writing_to_those_who_read() {
+    let mut memory = Memory::new(Limits { messages_max: 400, ..Limits::default() });
+    let id = memory.open();
+    let tokens: Vec<String> = ["messi", "henderson", "lineker", "pele"].map(|name| memory.login(id, name)).into();
+    let fill = |memory: &mut Memory, to: &str| {
+        let line = format!("SEND MESSAGE {} {to} x", tokens[0]);
+        let mut count = 0;
+        loop {
+            let reply = memory.request(id, &line);
+            if reply["status"] == "OK" {
+                count += 1;
+            } else {
+                assert_eq!(reply["data"], "kotak masuk tujuan penuh");
+                return count;
+            }
+        }
+    };
+    // Half of all; half of what is left, which is a hundred; and a hundred in any case.
+    assert_eq!(fill(&mut memory, "messi"), 200);
+    for name in ["henderson", "lineker", "pele"] {
+        assert_eq!(fill(&mut memory, name), 100, "{name}");
+    }
+    // Whoever reads can be written to.
+    assert_eq!(memory.request(id, &format!("INBOX {}", tokens[3]))["status"], "OK");
+    assert_eq!(fill(&mut memory, "pele"), 100);
+}
