@@ -25,6 +25,7 @@ use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
 
 use crate::admin::{self, AdminError};
 use crate::backup::{self, BackupError};
+use crate::bench::{self, BenchError};
 use crate::check;
 use crate::engine::Registration;
 use crate::limits::Limits;
@@ -79,6 +80,8 @@ enum Command {
     /// Make, join and leave groups, and say who is in them
     #[command(subcommand)]
     Group(GroupCommand),
+    /// Measure how many requests a second a server answers, and how fast
+    Bench(Box<bench::Options>),
     /// Print a script that completes these commands in a shell
     Completions {
         /// The shell
@@ -246,6 +249,12 @@ pub fn main() -> ExitCode {
             administer(&Data { data }, "GROUP LIST", false, print_groups)
         }
         Command::Group(GroupCommand::List { data: None, profile }) => client::list_groups(&profile),
+        Command::Bench(options) => match bench::run(*options) {
+            Ok(report) if report.is_json() => printed(writeln!(io::stdout(), "{}", report.json())),
+            Ok(report) => printed(writeln!(io::stdout(), "{report}")),
+            Err(error @ BenchError::Options(_)) => fail(EXIT_USAGE, &error),
+            Err(error) => fail(EXIT_FAILED, &error),
+        },
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Arguments::command(), "kurir", &mut script);

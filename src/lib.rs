@@ -25,6 +25,7 @@
 //! | its bounds | [`limits`] |
 //! | how it is used | [`cli`], [`admin`], [`check`], [`backup`] |
 //! | its client | [`client`] (for programs), [`chat`] (in a terminal), [`text`] (of others, on a terminal), and the commands of [`cli`] |
+//! | how fast it is | [`bench`] |
 //!
 //! Invariants:
 //! - State changes only in [`state::State::apply`], which is deterministic; start-up is the last checkpoint and the same
@@ -40,6 +41,7 @@ pub mod admin;
 pub(crate) mod admission;
 pub mod aligned;
 pub mod backup;
+pub mod bench;
 pub mod buffer;
 pub mod change;
 pub mod chat;

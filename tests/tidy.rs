@@ -16,9 +16,13 @@ const BANS: &[(&str, &[&str], &[&str])] = &[
     (
         "a clock",
         &["Instant::now", "SystemTime::now", "Timestamp::now"],
-        &["chat/session", "chat/transfers", "cli/progress", "journal", "net", "recovery", "store", "text"],
+        &["bench", "chat/session", "chat/transfers", "cli/progress", "journal", "net", "recovery", "store", "text"],
     ),
-    ("a thread", &["thread::", "mpsc"], &["chat", "chat/session", "chat/transfers", "cli", "cli/client", "threads"]),
+    (
+        "a thread",
+        &["thread::", "mpsc"],
+        &["bench", "chat", "chat/session", "chat/transfers", "cli", "cli/client", "threads"],
+    ),
     ("a lock", &["Mutex", "RwLock", "RefCell", "Condvar", "thread_local"], &[]),
     ("something that is made once for all", &["OnceLock", "LazyLock"], &["content"]),
     ("an atomic, or anything shared", &["Atomic", "Arc<", "Arc::", "Rc<"], &["cli/client", "files", "net", "threads"]),
@@ -28,6 +32,7 @@ const BANS: &[(&str, &[&str], &[&str])] = &[
         &[
             "admin",
             "backup",
+            "bench",
             "chat/session",
             "chat/transfers",
             "cli/client",
@@ -60,7 +65,7 @@ const BANS: &[(&str, &[&str], &[&str])] = &[
             "threads",
         ],
     ),
-    ("randomness", &["getrandom"], &["net", "password", "recovery"]),
+    ("randomness", &["getrandom"], &["bench", "net", "password", "recovery"]),
     ("the process", &["std::process", "std::env", "env::var"], &["cli", "cli/client", "data", "main", "net"]),
     ("the terminal", &["println!", "eprintln!", "io::stdout", "io::stderr", "io::stdin"], &["cli", "cli/client"]),
     // A table whose keys are chosen by somebody else is seeded at random, as the standard one is.

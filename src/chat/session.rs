@@ -253,9 +253,7 @@ impl Session {
         let client = self.client.as_mut()?;
         match ask(client) {
             Ok(answer) => {
-                if self.pause > PAUSE_FIRST || self.connect_at > self.active_at {
-                    self.pause = PAUSE_FIRST;
-                }
+                self.pause = PAUSE_FIRST;
                 Some(Ok(answer))
             }
             Err(ClientError::Refused(text)) if text == "token tidak valid" => {
