@@ -1,0 +1,111 @@
+#!/usr/bin/env bash
+# Compares kurir with Redis and with a bare echo loop, on loopback: the server on one core, the load on another.
+#
+# The same generator (`kurir bench`) drives all three with texts of the same size: SEND MESSAGE to one of ten users, RPUSH
+# onto one of ten lists, a line. They take turns, so that what else the machine does meets all alike, and what is printed
+# is the median of the rounds, and the median of the ratios within each.
+#
+#   benches/compare.sh [--rounds N] [--seconds S] [--sync always|interval] [--json FILE] [CONNECTIONSxPIPELINE...]
+#
+# It needs redis-server and installs it with apt-get where it is missing.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+rounds=5 seconds=2 sync=always json= shapes=()
+while [ $# -gt 0 ]; do
+    case $1 in
+        --rounds) rounds=$2; shift 2 ;;
+        --seconds) seconds=$2; shift 2 ;;
+        --sync) sync=$2; shift 2 ;;
+        --json) json=$2; shift 2 ;;
+        *x*) shapes+=("$1"); shift ;;
+        *) echo "what is $1?" >&2; exit 2 ;;
+    esac
+done
+[ ${#shapes[@]} -gt 0 ] || shapes=(1x1 50x1 50x16 50x128 1000x16)
+case $sync in
+    always) appendfsync=always ;;
+    interval) appendfsync=everysec ;;
+    *) echo "--sync is always or interval" >&2; exit 2 ;;
+esac
+
+if ! command -v redis-server >/dev/null; then
+    echo "redis-server is missing; installing it with apt-get" >&2
+    as_root=$([ "$(id -u)" = 0 ] || echo sudo)
+    $as_root apt-get update -qq >&2
+    $as_root apt-get install -qq -y --no-install-recommends redis-server >&2
+fi
+cargo build --release --locked --bins --example echo >&2
+kurir=target/release/kurir echo=target/release/examples/echo
+
+# On a machine with one core they share it; the figures say so.
+server_core=0 load_core=$(( $(nproc) > 1 ? 1 : 0 ))
+# On the same file system as the target directory, since that is a disk.
+work=$(mktemp -d -p target compare.XXXXXX)
+pids=()
+stop() {
+    for pid in "${pids[@]}"; do kill "$pid" 2>/dev/null || true; done
+    for pid in "${pids[@]}"; do wait "$pid" 2>/dev/null || true; done
+    pids=()
+}
+trap 'stop; rm -rf "$work"' EXIT
+
+address_of() { # waits for the line that says where a server listens
+    for _ in $(seq 100); do
+        local line
+        line=$(sed -n 's/^listening on //p' "$1" | head -1)
+        if [ -n "$line" ]; then echo "$line"; return; fi
+        sleep 0.05
+    done
+    echo "$1: it does not listen" >&2
+    exit 1
+}
+
+measure() { # NAME CONNECTIONS PIPELINE: one line of JSON
+    local name=$1 connections=$2 pipeline=$3 address protocol=$1 data="$work/$1"
+    rm -rf "$data"
+    mkdir -p "$data"
+    case $name in
+        kurir)
+            taskset -c $server_core "$kurir" serve --demo --listen 127.0.0.1:0 --data "$data/data" --log warn --sync "$sync" \
+                --mailbox-messages-max 1000000000 --mailbox-bytes-max 1TiB --messages-max 1000000000 >"$data/out" &
+            pids+=($!)
+            address=$(address_of "$data/out") ;;
+        echo)
+            taskset -c $server_core "$echo" >"$data/out" &
+            pids+=($!)
+            address=$(address_of "$data/out") ;;
+        redis)
+            address=127.0.0.1:$(( 20000 + RANDOM % 20000 ))
+            taskset -c $server_core redis-server --bind 127.0.0.1 --port "${address#*:}" --dir "$data" --appendonly yes \
+                --appendfsync "$appendfsync" --save '' --daemonize no >"$data/out" &
+            pids+=($!)
+            for _ in $(seq 100); do grep -q 'Ready to accept' "$data/out" && break; sleep 0.05; done ;;
+    esac
+    taskset -c "$load_core" "$kurir" bench --server "$address" --protocol "$protocol" --connections "$connections" \
+        --pipeline "$pipeline" --seconds "$seconds" --warm-up 0.5 --bytes 100 --json
+    stop
+    rm -rf "$data"
+}
+
+for shape in "${shapes[@]}"; do
+    for round in $(seq "$rounds"); do
+        for name in kurir redis echo; do
+            printf '%s\t%s\t%s\t%s\n' "$shape" "$round" "$name" "$(measure "$name" "${shape%x*}" "${shape#*x}")"
+        done
+    done
+done >"$work/all"
+[ -z "$json" ] || cp "$work/all" "$json"
+
+echo "$rounds rounds of $seconds s each, --sync $sync and appendfsync $appendfsync, server on core $server_core, load on core $load_core"
+echo "requests a second (medians)    kurir     redis      echo   kurir/redis   kurir/echo   p99 in us: kurir, redis"
+rate() { sed -n 's/.*"requests_per_second":\([0-9.]*\).*/\1/p'; }
+p99() { sed -n 's/.*"p99":\([0-9.]*\).*/\1/p'; }
+median() { sort -g | awk '{ v[NR] = $1 } END { print (v[int((NR + 1) / 2)] + v[int(NR / 2) + 1]) / 2 }'; }
+for shape in "${shapes[@]}"; do
+    lines() { awk -F'\t' -v s="$shape" -v n="$1" '$1 == s && $3 == n { print $4 }' "$work/all"; }
+    ratio() { paste <(lines "$1" | rate) <(lines "$2" | rate) | awk '{ print $1 / $2 }' | median; }
+    printf '%-26s %9.0f %9.0f %9.0f %13.2f %12.2f   %.0f, %.0f\n' "$shape" "$(lines kurir | rate | median)" \
+        "$(lines redis | rate | median)" "$(lines echo | rate | median)" "$(ratio kurir redis)" "$(ratio kurir echo)" \
+        "$(lines kurir | p99 | median)" "$(lines redis | p99 | median)"
+done
