@@ -11,6 +11,8 @@ mod view;
 
 use std::io::{self, stdout};
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread;
 use std::time::Duration;
@@ -71,10 +73,9 @@ pub fn run(options: Options) -> io::Result<()> {
     let mut app = App::new(options.user.clone());
     let screen = Screen::take()?;
     let (done, is_done) = mpsc::channel::<()>();
-    spawn("session", &tell, move |tell| {
-        Session::new(options, tell).run(&orders_to_do);
-        drop(done);
-    })?;
+    let is_ending = Arc::new(AtomicBool::new(false));
+    let session_ends = Arc::clone(&is_ending);
+    spawn("session", &tell, move |tell| Session::new(options, tell, session_ends, done).run(&orders_to_do))?;
     spawn(
         "keyboard",
         &tell,
@@ -84,7 +85,8 @@ pub fn run(options: Options) -> io::Result<()> {
     )?;
     let ended = show(&mut app, &events, &orders, screen);
     drop(orders);
-    // What was typed is on its way, or is kept until the next time.
+    is_ending.store(true, Ordering::SeqCst);
+    // What was typed is on its way, or is kept until the next time; half a file is removed.
     let (Ok(()) | Err(_)) = is_done.recv_timeout(PATIENCE);
     ended
 }
@@ -123,7 +125,8 @@ struct Screen {
 impl Screen {
     fn take() -> io::Result<Self> {
         let terminal = ratatui::try_init()?;
-        let screen = Self { terminal };
+        let mut screen = Self { terminal };
+        screen.terminal.clear()?;
         execute!(stdout(), EnableBracketedPaste)?;
         Ok(screen)
     }

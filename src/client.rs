@@ -431,7 +431,8 @@ fn message(object: &Value) -> Message {
     }
 }
 
-fn lists(object: &Value) -> Result<BTreeMap<String, Vec<String>>> {
+/// Lists of names, each under a name.
+pub(crate) fn lists(object: &Value) -> Result<BTreeMap<String, Vec<String>>> {
     let names = |list: &Value| -> Vec<String> {
         list.as_array().into_iter().flatten().filter_map(|name| name.as_str().map(ToOwned::to_owned)).collect()
     };

@@ -114,6 +114,8 @@ fn messages_go_from_one_to_the_other_and_come_once() {
     let message: Value = serde_json::from_str(&printed).unwrap();
     assert_eq!((&message["from"], &message["text"]), (&"messi".into(), &"untuk \"program\"\u{7}".into()));
     // Both have it in their history.
+    let last = scene.does(&["history", "--profile", "messi"]).lines().last().unwrap()[17..].to_owned();
+    assert_eq!(last, "messi > henderson: untuk \"program\"\u{fffd}");
     for (user, count) in [("messi", 6), ("henderson", 6)] {
         let name = format!("{user}@{}.jsonl", scene.server.addresses[0]);
         let history = scene.path("state/kurir/history").join(name);
@@ -217,6 +219,11 @@ fn files_go_both_ways_whole_and_replace_nothing_unasked() {
     let said = (sent.status.code(), text(&sent.stdout), text(&sent.stderr));
     assert_eq!(said, (Some(0), "", "kurir: foto kita.jpg is sent as foto_kita.jpg\n"));
     scene.does(&["send-file", "--profile", "messi", "--group", "group1", "kosong"]);
+    fs::write(scene.path("work/foto_kita.jpg"), "").unwrap();
+    let twice = ["send-file", "--profile", "messi", "henderson", "foto kita.jpg", "foto_kita.jpg"];
+    assert!(scene.fails(&twice, 2).contains("would replace another"));
+    fs::remove_file(scene.path("work/foto_kita.jpg")).unwrap();
+    assert!(scene.fails(&["send-file", "--profile", "messi", "henderson", "/dev/zero"], 2).contains("ordinary"));
     assert_eq!(scene.does(&["files", "--profile", "henderson"]), "messi foto_kita.jpg\nmessi kosong\n");
     let files: Value = serde_json::from_str(&scene.does(&["files", "--json", "--profile", "messi"])).unwrap();
     assert_eq!(files, serde_json::json!({ "group1": ["kosong"], "henderson": ["foto_kita.jpg", "kosong"] }));

@@ -25,7 +25,11 @@ const BANS: &[(&str, &[&str], &[&str])] = &[
     ),
     ("a lock", &["Mutex", "RwLock", "RefCell", "Condvar", "thread_local"], &[]),
     ("something that is made once for all", &["OnceLock", "LazyLock"], &["content"]),
-    ("an atomic, or anything shared", &["Atomic", "Arc<", "Arc::", "Rc<"], &["cli/client", "files", "net", "threads"]),
+    (
+        "an atomic, or anything shared",
+        &["Atomic", "Arc<", "Arc::", "Rc<"],
+        &["chat", "chat/session", "chat/transfers", "cli/client", "client/transfer", "files", "net", "threads"],
+    ),
     (
         "a socket",
         &["mio::", "socket2", "TcpStream", "TcpListener", "UnixStream", "UnixListener"],
@@ -48,12 +52,11 @@ const BANS: &[(&str, &[&str], &[&str])] = &[
         &[
             "backup",
             "chat/session",
-            "chat/transfers",
             "checkpoint",
             "cli",
-            "cli/client",
             "client/history",
             "client/profile",
+            "client/transfer",
             "data",
             "files",
             "journal",

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use ratatui::crossterm::event::{Event, KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
+use tui_input::Input;
 use tui_input::backend::crossterm::EventHandler;
-use tui_input::{Input, InputRequest};
 
 use super::session::{Order, Party, Said};
 use super::transfers::{Move, Moved, Step};
@@ -18,6 +18,9 @@ const LINES_MAX: usize = 5000;
 const RECALLED_MAX: usize = 500;
 /// Transfers that are over stay on the screen until so many are.
 const TRANSFERS_SHOWN: usize = 3;
+
+/// A message or a command is no longer than this. The server takes some more.
+const TYPED_BYTES_MAX: usize = 8000;
 
 /// What `/help` says.
 pub(super) const HELP: &[(&str, &str)] = &[
@@ -60,6 +63,12 @@ pub(super) struct App {
     /// Messages that are not sent yet.
     numbers: u64,
     files_wanted: Option<Party>,
+    /// A group that is made or joined, to be shown once it is.
+    group_wanted: Option<String>,
+    /// What there is to say while there is no conversation.
+    pub(super) notes: Vec<Line>,
+    /// Whether it was asked to end while a file was on its way.
+    is_quit_asked: bool,
     orders: Vec<Order>,
     is_over: bool,
 }
@@ -146,6 +155,9 @@ impl App {
             recalled_at: None,
             numbers: 0,
             files_wanted: None,
+            group_wanted: None,
+            notes: Vec::new(),
+            is_quit_asked: false,
             orders: Vec::new(),
             is_over: false,
         }
@@ -180,14 +192,14 @@ impl App {
             Event::Key(key) if key.kind != KeyEventKind::Release => self.key(*key, event),
             // A message is one line.
             Event::Paste(text) => {
+                self.is_help = false;
                 let input = match &mut self.screen {
                     Screen::Chat => &mut self.input,
                     Screen::Login(form) if form.is_at_password => &mut form.password,
                     Screen::Login(form) => &mut form.user,
                 };
-                for letter in text.chars() {
-                    let letter = if letter.is_control() { ' ' } else { letter };
-                    input.handle(InputRequest::InsertChar(letter));
+                if !insert(input, text) {
+                    self.note(&format!("a message is at most {TYPED_BYTES_MAX} bytes; what is beyond was not pasted"));
                 }
             }
             _ => {}
@@ -196,7 +208,7 @@ impl App {
 
     fn key(&mut self, key: KeyEvent, event: &Event) {
         if key.modifiers.contains(KeyModifiers::CONTROL) && matches!(key.code, KeyCode::Char('c' | 'q')) {
-            return self.quit();
+            return self.ask_to_quit();
         }
         match &mut self.screen {
             Screen::Login(form) => {
@@ -208,8 +220,18 @@ impl App {
         }
     }
 
+    /// A file that is on its way is not given up by a slip of the hand.
+    fn ask_to_quit(&mut self) {
+        if self.transfers.is_empty() || self.is_quit_asked {
+            return self.quit();
+        }
+        self.is_quit_asked = true;
+        self.note("a file is on its way; the same again ends the program and gives the file up");
+    }
+
     fn chat_key(&mut self, key: KeyEvent, event: &Event) {
-        if std::mem::take(&mut self.is_help) && key.code != KeyCode::Enter {
+        // What closes the help does nothing else, unless it is typed.
+        if std::mem::take(&mut self.is_help) && matches!(key.code, KeyCode::Enter | KeyCode::Esc | KeyCode::Tab) {
             return;
         }
         match key.code {
@@ -221,6 +243,7 @@ impl App {
             KeyCode::Up => self.recall(-1),
             KeyCode::Down => self.recall(1),
             KeyCode::Esc => self.input.reset(),
+            KeyCode::Char(_) if self.input.value().len() >= TYPED_BYTES_MAX && key.modifiers.is_empty() => {}
             _ => {
                 self.input.handle_event(event);
             }
@@ -304,7 +327,7 @@ impl App {
 
     fn send(&mut self, text: &str) {
         let Some(to) = self.selected.clone() else {
-            return self.note("to whom? open a conversation with /to NAME");
+            return self.note("to whom? Open a conversation with /to NAME; what you typed can be called back with Up");
         };
         self.input.reset();
         self.numbers += 1;
@@ -329,7 +352,7 @@ impl App {
         let text = |words: &[&str]| words.first().map(|word| (*word).to_owned());
         match (words.as_slice(), group) {
             (["help" | "h" | "?"], _) => self.is_help = true,
-            (["quit" | "q" | "exit"], _) => self.quit(),
+            (["quit" | "q" | "exit"], _) => self.ask_to_quit(),
             (["logout"], _) => self.orders.push(Order::Logout),
             (["to", name], _) => {
                 let is_group = self.groups.contains_key(*name);
@@ -357,9 +380,11 @@ impl App {
             },
             (["groups"], _) => self.list_groups(),
             (["create", group, secret @ ..], _) if secret.len() <= 1 => {
+                self.group_wanted = Some((*group).to_owned());
                 self.orders.push(Order::CreateGroup { group: (*group).to_owned(), secret: text(secret) });
             }
             (["join", group, secret @ ..], _) if secret.len() <= 1 => {
+                self.group_wanted = Some((*group).to_owned());
                 self.orders.push(Order::JoinGroup { group: (*group).to_owned(), secret: text(secret) });
             }
             (["leave"], Some(group)) => self.orders.push(Order::LeaveGroup { group }),
@@ -376,7 +401,15 @@ impl App {
             (["leave" | "members"] | ["add" | "remove", _], None) => {
                 self.note("this is no group; select one with Tab, or see /groups");
             }
-            _ => self.note(&format!("/{command}: no such command, or not with these words; see /help")),
+            _ => {
+                let word = words.first().map(|word| format!("/{word}"));
+                let usage =
+                    |(what, _): &&(&str, &str)| what.split([' ', ',']).any(|part| Some(part) == word.as_deref());
+                match HELP.iter().find(usage) {
+                    Some((what, does)) => self.note(&format!("{what}: {does}")),
+                    None => self.note(&format!("/{command}: no such command; see /help")),
+                }
+            }
         }
     }
 
@@ -392,13 +425,22 @@ impl App {
 
     /// Says something in the conversation on the screen.
     fn note(&mut self, text: &str) {
-        let party = self.selected.clone().unwrap_or_else(|| Party { is_group: false, name: self.me.clone() });
-        if self.selected.is_none() {
-            self.select(&party);
-        }
         let line =
             Line { time: String::new(), from: String::new(), text: printable(text).into_owned(), state: State::Note };
-        self.conversation(&party).push(line);
+        match self.selected.clone() {
+            Some(party) => self.conversation(&party).push(line),
+            None => self.notes.push(line),
+        }
+    }
+
+    /// Says something where it belongs.
+    fn note_in(&mut self, party: &Party, text: &str) {
+        let line =
+            Line { time: String::new(), from: String::new(), text: printable(text).into_owned(), state: State::Note };
+        let is_seen = self.selected.as_ref() == Some(party);
+        let conversation = self.conversation(party);
+        conversation.push(line);
+        conversation.unread += usize::from(!is_seen);
     }
 
     /// Takes what the session says.
@@ -424,6 +466,10 @@ impl App {
             Said::Sent { number, result } => self.sent(number, result),
             Said::Groups(groups) => self.take_groups(groups),
             Said::Files(files) => self.list_files(&files),
+            Said::FileCame { party, name } => {
+                let party = Party { is_group: self.is_group(&party), name: party };
+                self.note_in(&party, &format!("there is a new file: {name} (/get {name})"));
+            }
             Said::Note(text) => self.note(&text),
             Said::Moved(moved) => self.moved(moved),
         }
@@ -494,7 +540,10 @@ impl App {
     }
 
     fn take_groups(&mut self, groups: BTreeMap<String, Vec<String>>) {
-        self.groups = groups;
+        let before = std::mem::replace(&mut self.groups, groups);
+        for name in before.into_keys().filter(|name| !self.groups.contains_key(name)).collect::<Vec<_>>() {
+            self.note_in(&Party { is_group: true, name }, "you are not in this group any more");
+        }
         for name in self.groups.keys().cloned().collect::<Vec<_>>() {
             // What was sent to it before it was known to be a group stands there too.
             let as_user = Party { is_group: false, name: name.clone() };
@@ -509,6 +558,9 @@ impl App {
                 }
             }
             self.conversation(&as_group);
+        }
+        if let Some(name) = self.group_wanted.take_if(|name| self.groups.contains_key(name)) {
+            self.select(&Party { is_group: true, name });
         }
         if self.selected.is_none()
             && let Some(party) = self.conversations.first().map(|conversation| conversation.party.clone())
@@ -590,8 +642,26 @@ impl Form {
     }
 }
 
+/// Puts a text where the cursor is, as one line. Says false when it is too long, and puts in as much as there is room for.
+fn insert(input: &mut Input, text: &str) -> bool {
+    let value = input.value();
+    let at = value.char_indices().nth(input.cursor()).map_or(value.len(), |(at, _)| at);
+    let (before, after) = value.split_at(at);
+    let room = TYPED_BYTES_MAX.saturating_sub(value.len());
+    let end = text.char_indices().map(|(at, letter)| at + letter.len_utf8()).take_while(|end| *end <= room).last();
+    let taken = &text[..end.unwrap_or(0)];
+    let line: String = taken.chars().map(|letter| if letter.is_control() { ' ' } else { letter }).collect();
+    let cursor = input.cursor() + line.chars().count();
+    let is_all = taken.len() == text.len();
+    *input = Input::new(format!("{before}{line}{after}")).with_cursor(cursor);
+    is_all
+}
+
 /// A path as a shell would take it.
 fn home(path: &str) -> PathBuf {
+    let quoted = |quote: char| path.strip_prefix(quote).and_then(|path| path.strip_suffix(quote));
+    let unescaped = path.replace("\\ ", " ");
+    let path = quoted('\'').or_else(|| quoted('"')).unwrap_or(&unescaped);
     match path.strip_prefix("~/").zip(etcetera::home_dir().ok()) {
         Some((rest, home)) => home.join(rest),
         None => Path::new(path).to_owned(),
@@ -718,9 +788,14 @@ mod tests {
         assert_eq!(last(&app), "members: messi, henderson");
         type_line(&mut app, "/groups");
         assert_eq!(last(&app), "group1: messi, henderson");
-        for wrong in ["/create", "/apa", "/get", "/join a b c"] {
+        for (wrong, said) in [
+            ("/create", "/create NAME [SECRET]: make a group"),
+            ("/apa", "/apa: no such command; see /help"),
+            ("/get", "/get NAME: get one of them, into this directory"),
+            ("/remove a b", "/add USER, /remove USER: who is in this group, if it is yours"),
+        ] {
             type_line(&mut app, wrong);
-            assert!(last(&app).contains("see /help"), "{wrong}: {}", last(&app));
+            assert_eq!(last(&app), said);
         }
         type_line(&mut app, "/to pele");
         assert_eq!(app.current().unwrap().party, user("pele"));
@@ -729,8 +804,13 @@ mod tests {
         assert!(app.take_orders().is_empty());
         type_line(&mut app, "/help");
         assert!(app.is_help);
-        press(&mut app, KeyCode::Char('x'));
-        assert!(!app.is_help && app.input.value().is_empty());
+        // What is typed then is typed, and Enter only closes it.
+        press(&mut app, KeyCode::Char('/'));
+        assert!(!app.is_help && app.input.value() == "/");
+        app.is_help = true;
+        press(&mut app, KeyCode::Enter);
+        assert!(!app.is_help && app.input.value() == "/");
+        press(&mut app, KeyCode::Esc);
         type_line(&mut app, "/quit");
         assert!(app.is_over());
     }
@@ -757,8 +837,52 @@ mod tests {
         let mut app = app();
         app.terminal(&Event::Paste("satu\ndua\t\u{1b}[2J".into()));
         assert_eq!(app.input.value(), "satu dua  [2J");
+        press(&mut app, KeyCode::Home);
+        app.terminal(&Event::Paste("é漢 ".into()));
+        press(&mut app, KeyCode::Char('x'));
+        assert_eq!(app.input.value(), "é漢 xsatu dua  [2J");
+        press(&mut app, KeyCode::Esc);
+        app.terminal(&Event::Paste("漢".repeat(100_000)));
+        assert_eq!(app.input.value().len(), 7998);
+        for _ in 0..10 {
+            press(&mut app, KeyCode::Char('x'));
+        }
+        assert_eq!(app.input.value().len(), TYPED_BYTES_MAX);
+        press(&mut app, KeyCode::Esc);
         app.said(Said::Received(vec![message(9, "lineker", "group1", "\u{1b}[2Jhai")]));
         assert_eq!(app.current().unwrap().lines.last().unwrap().text, "\u{fffd}[2Jhai");
+    }
+
+    #[test]
+    fn a_file_on_its_way_is_not_given_up_at_once() {
+        let mut app = app();
+        let begun = Step::Begun { label: "foto.jpg to henderson".into(), bytes: Some(9) };
+        app.said(Said::Moved(Moved { number: 1, step: begun }));
+        type_line(&mut app, "/quit");
+        assert!(!app.is_over());
+        app.terminal(&Event::Key(KeyEvent::new(KeyCode::Char('c'), KeyModifiers::CONTROL)));
+        assert!(app.is_over());
+    }
+
+    #[test]
+    fn without_a_conversation_nothing_is_sent_and_a_group_that_is_joined_is_shown() {
+        let mut app = App::new(None);
+        app.said(Said::LoggedIn { user: "pele".into(), server: "host:1".into(), history: Vec::new() });
+        app.said(Said::Groups(BTreeMap::new()));
+        type_line(&mut app, "halo?");
+        assert!(app.take_orders().is_empty() && app.current().is_none());
+        assert!(app.notes.last().unwrap().text.contains("/to NAME"));
+        assert_eq!(app.input.value(), "halo?", "what was typed is still there");
+        press(&mut app, KeyCode::Esc);
+        type_line(&mut app, "/join tim");
+        app.take_orders();
+        app.said(Said::Groups([("lain".to_owned(), vec![]), ("tim".to_owned(), vec![])].into()));
+        assert_eq!(app.current().unwrap().party, group("tim"));
+        app.said(Said::Groups([("lain".to_owned(), vec![])].into()));
+        assert!(app.current().unwrap().lines.last().unwrap().text.contains("not in this group"));
+        app.said(Said::FileCame { party: "messi".into(), name: "foto.jpg".into() });
+        press(&mut app, KeyCode::Tab);
+        assert!(app.current().unwrap().lines.last().unwrap().text.contains("/get foto.jpg"));
     }
 
     #[test]

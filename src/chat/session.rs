@@ -1,21 +1,23 @@
 //! The connection of a chat: it is made, lost and made again; what is typed meanwhile waits and is kept on the disk; and what
 //! comes is put into the history before it is shown.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fs;
 use std::io;
 use std::net::TcpStream;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::transfers::{self, Move, Moved};
+use super::transfers::{self, Move, Moved, Mover};
 use super::{Event, Options};
 use crate::client::history::History;
 use crate::client::profile::{Login, Profiles};
-use crate::client::{Client, ClientError, Message, Target};
+use crate::client::{Client, ClientError, Message, Target, lists};
 
 /// How often it asks for new messages while something goes on,
 const POLL: Duration = Duration::from_secs(1);
@@ -27,8 +29,16 @@ const PAUSE_FIRST: Duration = Duration::from_secs(1);
 const PAUSE_MAX: Duration = Duration::from_secs(30);
 /// Without a login there is nothing to do but to wait for one.
 const IDLE: Duration = Duration::from_secs(3600);
+/// How often it looks whether there are new files; where there are many, seldom.
+const FILES_EVERY: Duration = Duration::from_secs(10);
+const FILES_EVERY_MANY: Duration = Duration::from_secs(300);
+const FILES_MANY: usize = 500;
 /// Of many messages that wait, so many replies are taken before something else has its turn.
 const REPLIES_AT_ONCE: usize = 16;
+
+/// What is kept beside the history.
+const UNSENT: &str = "unsent";
+const GROUPS: &str = "groups";
 
 /// A user or a group.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -91,6 +101,11 @@ pub(super) enum Said {
     },
     Groups(BTreeMap<String, Vec<String>>),
     Files(BTreeMap<String, Vec<String>>),
+    /// Somebody has sent one.
+    FileCame {
+        party: String,
+        name: String,
+    },
     /// It is done, or not.
     Note(String),
     Moved(Moved),
@@ -107,6 +122,13 @@ pub(super) struct Session {
     /// Messages from earlier runs have numbers from the top down, others those that the screen has given them.
     earlier_number: u64,
     moves: u64,
+    /// The files that there were, each with the other party, and when to look again.
+    files: Option<BTreeSet<(String, String)>>,
+    files_at: Instant,
+    /// The program ends, and files on their way are given up.
+    is_ending: Arc<AtomicBool>,
+    /// Dropped with the last of these threads.
+    done: Sender<()>,
     pause: Duration,
     connect_at: Instant,
     poll_at: Instant,
@@ -121,7 +143,7 @@ struct Waiting {
 }
 
 impl Session {
-    pub(super) fn new(options: Options, tell: Sender<Event>) -> Self {
+    pub(super) fn new(options: Options, tell: Sender<Event>, is_ending: Arc<AtomicBool>, done: Sender<()>) -> Self {
         let now = Instant::now();
         Self {
             options,
@@ -132,6 +154,10 @@ impl Session {
             outbox: VecDeque::new(),
             earlier_number: u64::MAX,
             moves: 0,
+            files: None,
+            files_at: now,
+            is_ending,
+            done,
             pause: PAUSE_FIRST,
             connect_at: now,
             poll_at: now,
@@ -159,6 +185,7 @@ impl Session {
             self.send_waiting();
             if self.client.is_some() && Instant::now() >= self.poll_at {
                 self.poll();
+                self.look_for_files();
             }
         }
     }
@@ -218,6 +245,14 @@ impl Session {
             }
         }
         self.login = Some(login);
+        self.files = None;
+        // Until the server says, these are the groups that there were.
+        if let Some(groups) = self.kept(GROUPS).and_then(|path| fs::read(path).ok())
+            && let Ok(groups) = serde_json::from_slice(&groups)
+            && let Ok(groups) = lists(&groups)
+        {
+            self.say(Said::Groups(groups));
+        }
         self.load_outbox();
         self.connect_at = Instant::now();
         self.pause = PAUSE_FIRST;
@@ -310,7 +345,12 @@ impl Session {
             Order::Move(order) => {
                 self.moves += 1;
                 match self.login.clone() {
-                    Some(login) => transfers::begin(self.moves, order, login, &self.tell),
+                    Some(login) => {
+                        // Whoever sends one is not told of it as if it had come.
+                        self.files = None;
+                        let mover = Mover { number: self.moves, login, is_ending: Arc::clone(&self.is_ending) };
+                        transfers::begin(mover, order, &self.tell, self.done.clone());
+                    }
                     None => self.note("nobody is logged in"),
                 }
             }
@@ -332,6 +372,11 @@ impl Session {
     fn groups(&mut self) {
         match self.ask(Client::groups) {
             Some(Ok(groups)) => {
+                if let Some(path) = self.kept(GROUPS)
+                    && let Err(error) = fs::write(path, json!(groups).to_string())
+                {
+                    self.note(format!("the groups cannot be kept: {error}"));
+                }
                 self.say(Said::Online);
                 self.say(Said::Groups(groups));
             }
@@ -428,14 +473,34 @@ impl Session {
         }
     }
 
-    fn outbox_path(&self) -> Option<PathBuf> {
+    /// Tells of files that were not there before.
+    fn look_for_files(&mut self) {
+        let now = Instant::now();
+        if now < self.files_at {
+            return;
+        }
+        let Some(Ok(files)) = self.ask(Client::files) else { return };
+        let pairs =
+            files.into_iter().flat_map(|(party, names)| names.into_iter().map(move |name| (party.clone(), name)));
+        let files: BTreeSet<(String, String)> = pairs.collect();
+        self.files_at = now + if files.len() > FILES_MANY { FILES_EVERY_MANY } else { FILES_EVERY };
+        if let Some(before) = &self.files {
+            for (party, name) in files.difference(before) {
+                self.say(Said::FileCame { party: party.clone(), name: name.clone() });
+            }
+        }
+        self.files = Some(files);
+    }
+
+    /// Where something of this login is kept.
+    fn kept(&self, what: &str) -> Option<PathBuf> {
         let Login { server, user, .. } = self.login.as_ref()?;
-        Some(self.options.state.join("history").join(format!("{user}@{server}.unsent").replace('/', "_")))
+        Some(self.options.state.join("history").join(format!("{user}@{server}.{what}").replace('/', "_")))
     }
 
     /// What is not sent yet is there the next time.
     fn save_outbox(&self) {
-        let Some(path) = self.outbox_path() else { return };
+        let Some(path) = self.kept(UNSENT) else { return };
         let saved = if self.outbox.is_empty() {
             match fs::remove_file(path) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
@@ -453,7 +518,7 @@ impl Session {
     }
 
     fn load_outbox(&mut self) {
-        let text = self.outbox_path().and_then(|path| fs::read_to_string(path).ok()).unwrap_or_default();
+        let text = self.kept(UNSENT).and_then(|path| fs::read_to_string(path).ok()).unwrap_or_default();
         let mut earlier = VecDeque::new();
         for line in text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok()) {
             let (Some(name), Some(text)) = (line["to"].as_str(), line["text"].as_str()) else { continue };

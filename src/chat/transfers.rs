@@ -1,14 +1,16 @@
 //! Files of a chat, each on a thread and a connection of its own.
 
-use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
 use super::Event;
 use super::session::{Party, Said};
 use crate::client::profile::Login;
+use crate::client::transfer::{Interruptible, open};
 use crate::client::{Client, ClientError};
 use crate::text::as_file_name;
 
@@ -42,16 +44,25 @@ pub(super) enum Step {
     Over(String),
 }
 
-/// Begins one. All that comes of it is told.
-pub(super) fn begin(number: u64, order: Move, login: Login, tell: &Sender<Event>) {
-    let teller = Teller { number, tell: tell.clone(), told_at: None };
+/// Who moves it.
+pub(super) struct Mover {
+    pub(super) number: u64,
+    pub(super) login: Login,
+    /// It is given up.
+    pub(super) is_ending: Arc<AtomicBool>,
+}
+
+/// Begins one. All that comes of it is told, and `done` is dropped with its end.
+pub(super) fn begin(mover: Mover, order: Move, tell: &Sender<Event>, done: Sender<()>) {
+    let teller = Teller { number: mover.number, tell: tell.clone(), told_at: None };
     let started = super::spawn("transfer", tell, move |_| {
         let mut teller = teller;
-        let text = match run(&order, &login, &mut teller) {
+        let text = match run(&order, &mover, &mut teller) {
             Ok(text) => text,
             Err(error) => format!("{}: {error}", order.label()),
         };
         teller.tell(Step::Over(text));
+        drop(done);
     });
     if let Err(error) = started {
         let (Ok(()) | Err(_)) = tell.send(Event::Session(Said::Note(format!("the file is not moved: {error}"))));
@@ -62,7 +73,7 @@ impl Move {
     fn label(&self) -> String {
         match self {
             Self::Send { to, path } => {
-                let name = path.file_name().unwrap_or_default().to_string_lossy();
+                let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy();
                 format!("{name} to {}", to.name)
             }
             Self::Get { party, name, .. } => format!("{name} from {party}"),
@@ -70,30 +81,27 @@ impl Move {
     }
 }
 
-fn run(order: &Move, login: &Login, teller: &mut Teller) -> Result<String, ClientError> {
+fn run(order: &Move, mover: &Mover, teller: &mut Teller) -> Result<String, ClientError> {
     match order {
         Move::Send { to, path } => {
-            let mut file = File::open(path).map_err(ClientError::File)?;
-            let meta = file.metadata().map_err(ClientError::File)?;
-            if meta.is_dir() {
-                return Err(ClientError::File(io::Error::other("it is a directory")));
-            }
+            let (mut file, bytes) = open(path).map_err(ClientError::File)?;
             let name = path.file_name().and_then(|name| name.to_str());
             let name = name.ok_or(ClientError::Invalid("the name of a file must be UTF-8"))?;
             let sent_as = as_file_name(name);
-            teller.tell(Step::Begun { label: order.label(), bytes: Some(meta.len()) });
-            let mut client = connect(login)?;
+            teller.tell(Step::Begun { label: order.label(), bytes: Some(bytes) });
+            let mut client = connect(&mover.login)?;
             client.send_file(to.target(), &sent_as, &mut file, &mut |bytes| teller.bytes(bytes))?;
             let name_note = if sent_as == name { String::new() } else { format!(", as {sent_as}") };
             Ok(format!("{} is sent{name_note}", order.label()))
         }
         Move::Get { party, name, directory } => {
             teller.tell(Step::Begun { label: order.label(), bytes: None });
-            let mut client = connect(login)?;
+            let mut client = connect(&mover.login)?;
             let place = |error| ClientError::File(error);
             let part = tempfile::Builder::new().prefix(".kurir-").suffix(".part").tempfile_in(directory);
             let mut part = part.map_err(place)?;
-            client.download(party, name, &mut part, &mut |bytes| teller.bytes(bytes))?;
+            let mut into = Interruptible::new(&mut part, &mover.is_ending);
+            client.download(party, name, &mut into, &mut |bytes| teller.bytes(bytes))?;
             let path = keep(part, directory, name).map_err(place)?;
             Ok(format!("{} is here: {}", order.label(), path.display()))
         }
@@ -111,7 +119,11 @@ fn keep(mut part: tempfile::NamedTempFile, directory: &Path, name: &str) -> io::
     for number in 0..NAMES_MAX {
         let path = match number {
             0 => directory.join(name),
-            _ => directory.join(format!("{name}.{number}")),
+            // Its kind is still to be seen.
+            _ => match name.rsplit_once('.').filter(|(stem, _)| !stem.is_empty()) {
+                Some((stem, kind)) => directory.join(format!("{stem}-{number}.{kind}")),
+                None => directory.join(format!("{name}-{number}")),
+            },
         };
         match part.persist_noclobber(&path) {
             Ok(_) => return Ok(path),
@@ -153,7 +165,7 @@ mod tests {
     #[test]
     fn what_is_there_already_is_not_replaced() {
         let directory = tempfile::tempdir().unwrap();
-        for expected in ["foto.jpg", "foto.jpg.1", "foto.jpg.2"] {
+        for expected in ["foto.jpg", "foto-1.jpg", "foto-2.jpg"] {
             let mut part = tempfile::NamedTempFile::new_in(directory.path()).unwrap();
             part.write_all(expected.as_bytes()).unwrap();
             let path = keep(part, directory.path(), "foto.jpg").unwrap();

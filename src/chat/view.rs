@@ -48,8 +48,8 @@ fn draw_chat(frame: &mut Frame<'_>, app: &App, area: Rect) {
     for (row, transfer) in (0..).zip(transfers) {
         draw_transfer(frame, transfer, Rect { y: moving.y + row, height: 1, ..moving });
     }
-    let to = app.current().map_or_else(|| "nobody".to_owned(), |current| current.party.name.clone());
-    draw_input(frame, &app.input, &format!(" to {to} "), typing, false, true);
+    let title = app.current().map_or_else(String::new, |current| format!(" to {} ", current.party.name));
+    draw_input(frame, &app.input, &title, typing, false, true);
     let help = " Enter send · Tab next · PgUp scroll · /help · Ctrl-C end";
     frame.render_widget(Paragraph::new(help).style(Style::new().add_modifier(Modifier::DIM)), keys);
 }
@@ -59,7 +59,7 @@ fn title(app: &App) -> Paragraph<'_> {
         Link::Online => Span::from("connected").fg(Color::Green),
         Link::Connecting => Span::from("connecting").fg(Color::Yellow),
         Link::Offline { why, seconds } => {
-            Span::from(format!("not connected: {why}; again in {seconds} s")).fg(Color::Red)
+            Span::from(format!("not connected, again in {seconds} s: {why}")).fg(Color::Red)
         }
     };
     Paragraph::new(Line::from(vec![" kurir ".reversed(), format!(" {} @ {}  ", app.me, app.server).into(), link]))
@@ -89,7 +89,10 @@ fn draw_names(frame: &mut Frame<'_>, app: &App, area: Rect) {
 fn draw_talk(frame: &mut Frame<'_>, app: &App, area: Rect) {
     let Some(current) = app.current() else {
         let text = "Nobody has written yet. /to NAME opens a conversation, /join NAME a group, /help says the rest.";
-        let lines: Vec<Line<'_>> = wrap(text, area.width.saturating_sub(2)).into_iter().map(Line::from).collect();
+        let width = area.width.saturating_sub(2);
+        let mut lines: Vec<Line<'_>> = wrap(text, width).into_iter().map(Line::from).collect();
+        let newest = app.notes.len().saturating_sub(usize::from(area.height));
+        lines.extend(app.notes[newest..].iter().flat_map(|note| message_rows(note, width)));
         return frame.render_widget(Paragraph::new(lines).block(Block::bordered()), area);
     };
     let kind = if current.party.is_group { "group " } else { "" };
@@ -231,6 +234,7 @@ fn draw_help(frame: &mut Frame<'_>, area: Rect) {
 mod tests {
     use ratatui::Terminal;
     use ratatui::backend::TestBackend;
+    use ratatui::crossterm::event::Event;
 
     use super::super::session::Said;
     use super::*;
@@ -299,7 +303,7 @@ mod tests {
     fn a_password_is_not_shown() {
         let mut app = App::new(None);
         app.said(Said::LoginNeeded { user: Some("messi".into()), server: "host:1".into(), why: None });
-        app.terminal(&ratatui::crossterm::event::Event::Paste("rahasia".into()));
+        app.terminal(&Event::Paste("rahasia".into()));
         let screen = shown(&app, 80, 24);
         assert!(screen.contains("•••••••") && !screen.contains("rahasia"), "{screen}");
     }

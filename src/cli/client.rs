@@ -3,8 +3,8 @@
 //! What the server refuses is said on standard error in its own words. What is received goes into the history before it is
 //! printed.
 
+use std::collections::HashSet;
 use std::fmt::Display;
-use std::fs::File;
 use std::io::{self, BufRead, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -22,6 +22,7 @@ use super::{EXIT_FAILED, EXIT_USAGE, PasswordSource, fail, password_from_input};
 use crate::chat;
 use crate::client::history::History;
 use crate::client::profile::{Login, Profiles, state_directory};
+use crate::client::transfer::{Interruptible, open};
 use crate::client::{Client, ClientError, Message, Target};
 use crate::text::{as_file_name, local_time, printable};
 
@@ -103,6 +104,14 @@ pub(super) enum ClientCommand {
         /// Go on with what comes, until interrupted
         #[arg(long)]
         follow: bool,
+        #[command(flatten)]
+        profile: ProfileArgument,
+    },
+    /// Print what was received and sent before, as far as it is kept here
+    History {
+        /// As JSON, an object a line
+        #[arg(long)]
+        json: bool,
         #[command(flatten)]
         profile: ProfileArgument,
     },
@@ -259,6 +268,7 @@ pub(super) fn run(command: ClientCommand) -> ExitCode {
         ClientCommand::Passwd { password_stdin, profile } => change_password(password_stdin, &profile),
         ClientCommand::Send { group, words, profile } => send(group.as_deref(), &words, &profile),
         ClientCommand::Inbox { json, follow, profile } => inbox(json, follow, &profile),
+        ClientCommand::History { json, profile } => print_history(json, &profile),
         ClientCommand::SendFile { group, words, profile } => send_files(group.as_deref(), &words, &profile),
         ClientCommand::Files { json, profile } => files(json, &profile),
         ClientCommand::Get { party, name, output, force, profile } => get(&party, &name, output, force, &profile),
@@ -300,7 +310,7 @@ fn exit_code(done: Done) -> ExitCode {
     let (code, text) = match done {
         Ok(()) => return ExitCode::SUCCESS,
         Err(Failure::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => return ExitCode::SUCCESS,
-        Err(Failure::Output(error)) => (EXIT_FAILED, error.to_string()),
+        Err(Failure::Output(error)) => (EXIT_USAGE, format!("the output cannot be written: {error}")),
         Err(Failure::Usage(text)) => (EXIT_USAGE, text),
         Err(Failure::Interrupted) => return ExitCode::from(EXIT_INTERRUPTED),
         Err(Failure::Client(error)) => match error {
@@ -415,7 +425,8 @@ fn change_password(password_stdin: bool, profile: &ProfileArgument) -> Done {
     let both = if password_stdin {
         password_from_input().and_then(|old| Ok((old, password_from_input()?)))
     } else {
-        ask(&format!("Old password for {user}: ")).and_then(|old| Ok((old, super::password_from_person(user)?)))
+        ask(&format!("Old password for {user}: "))
+            .and_then(|old| Ok((old, super::password_from_person(&format!("{user} (new)"))?)))
     };
     let (old, new) = both.map_err(usage)?;
     Ok(session.client.change_password(&old, &new)?)
@@ -461,16 +472,33 @@ fn history(state: &Path, login: &Login) -> Result<History, Failure> {
     opened.map(|(history, _)| history).map_err(|error| usage(format!("the history cannot be opened: {error}")))
 }
 
+fn print_history(as_json: bool, profile: &ProfileArgument) -> Done {
+    let state = state()?;
+    let login = Profiles::new(&state).load(&profile.profile).map_err(usage)?;
+    let login = login.ok_or_else(|| usage("nobody is logged in; see `kurir login`"))?;
+    let (_, messages) = History::open(&state, &login.server, &login.user).map_err(usage)?;
+    let mut out = io::stdout().lock();
+    messages.iter().try_for_each(|message| print(&mut out, message, as_json)).map_err(Failure::Output)
+}
+
 fn inbox(as_json: bool, follow: bool, profile: &ProfileArgument) -> Done {
     let Session { mut client, login, state } = session(profile)?;
     let mut history = history(&state, &login)?;
     let mut pause = POLL;
+    let mut is_lost = false;
     loop {
         match receive(&mut client, &mut history, as_json) {
             Ok(()) if !follow => return Ok(()),
-            Ok(()) => pause = POLL,
+            Ok(()) => {
+                pause = POLL;
+                if std::mem::take(&mut is_lost) {
+                    note("connected again");
+                }
+            }
             Err(Failure::Client(ClientError::Io(error))) if follow => {
-                note(&format!("{}; trying again", ClientError::Io(error)));
+                if !std::mem::replace(&mut is_lost, true) {
+                    note(&format!("{}; trying again", ClientError::Io(error)));
+                }
                 thread::sleep(pause);
                 pause = (pause * 2).min(PAUSE_MAX);
                 if let Ok(again) = connect(&login.server) {
@@ -514,21 +542,27 @@ fn print(out: &mut impl Write, message: &Message, as_json: bool) -> io::Result<(
 
 fn send_files(group: Option<&str>, words: &[String], profile: &ProfileArgument) -> Done {
     let (to, paths) = target(group, words)?;
+    // Two of one name would replace each other.
+    let mut names = HashSet::new();
+    for path in paths {
+        let name = Path::new(path).file_name().unwrap_or_default().to_string_lossy().into_owned();
+        if !names.insert(as_file_name(&name)) {
+            return Err(usage(format!(
+                "{path} would replace another of these files, since both are sent under one name"
+            )));
+        }
+    }
     let mut session = session(profile)?;
     for path in paths {
         let path = Path::new(path);
         let failed = |error: io::Error| usage(format!("{}: {error}", path.display()));
-        let mut file = File::open(path).map_err(failed)?;
-        let meta = file.metadata().map_err(failed)?;
-        if meta.is_dir() {
-            return Err(usage(format!("{} is a directory", path.display())));
-        }
+        let (mut file, bytes) = open(path).map_err(failed)?;
         let name = path.file_name().unwrap_or_default();
         let sent_as = name.to_str().map(as_file_name).ok_or_else(|| usage("the name of a file must be UTF-8"))?;
         if name != &*sent_as {
             note(&format!("{} is sent as {sent_as}", path.display()));
         }
-        let progress = Progress::new(&sent_as, Some(meta.len()));
+        let progress = Progress::new(&sent_as, Some(bytes));
         let sent = session.client.send_file(to, &sent_as, &mut file, &mut |bytes| progress.set(bytes));
         progress.end();
         match sent {
@@ -564,11 +598,13 @@ fn get(party: &str, name: &str, output: Option<PathBuf>, force: bool, profile: &
         signal_hook::flag::register(signal, Arc::clone(&is_interrupted)).map_err(usage)?;
     }
     let mut get = |into: &mut dyn Write| -> Done {
-        let mut into = Interruptible { into, is_interrupted: &is_interrupted };
+        let mut into = Interruptible::new(into, &is_interrupted);
         let got = session.client.download(party, name, &mut into, &mut |bytes| progress.set(bytes));
         progress.end();
         match got {
             Err(_) if is_interrupted.load(Ordering::SeqCst) => Err(Failure::Interrupted),
+            // Whoever reads the output may have enough of it.
+            Err(ClientError::File(error)) if error.kind() == io::ErrorKind::BrokenPipe => Err(Failure::Output(error)),
             got => Ok(got.map(drop)?),
         }
     };
@@ -594,29 +630,10 @@ fn save_as(path: &Path, force: bool, write: impl FnOnce(&mut dyn Write) -> Done)
         .prefix(".kurir-")
         .suffix(".part")
         .tempfile_in(directory)
-        .map_err(|error| failed(&error))?;
+        .map_err(|error| failed(&io::Error::from(error.kind())))?;
     write(&mut file)?;
     let placed = if force { file.persist(path) } else { file.persist_noclobber(path) };
     placed.map(drop).map_err(|error| failed(&error.error))
-}
-
-/// Fails once the program was told to end.
-struct Interruptible<'w> {
-    into: &'w mut dyn Write,
-    is_interrupted: &'w AtomicBool,
-}
-
-impl Write for Interruptible<'_> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if self.is_interrupted.load(Ordering::SeqCst) {
-            return Err(io::Error::other("interrupted"));
-        }
-        self.into.write(bytes)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.into.flush()
-    }
 }
 
 fn chat(server: ServerArgument, profile: ProfileArgument, user: Option<String>) -> ExitCode {

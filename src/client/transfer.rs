@@ -1,7 +1,10 @@
 //! Files in and out, as a stream: of a file of any size, a block is in memory at a time.
 
+use std::fs::{self, File};
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -35,7 +38,7 @@ impl Client<TcpStream> {
         };
         self.check_login()?;
         check_word(party)?;
-        check_word(name)?;
+        check_file_name(name)?;
         let head = format!("{verb} {} {party} {name} ", self.token);
         self.stream.write_all(head.as_bytes())?;
         let (mut block, mut encoded, mut sent) = (vec![0; BLOCK_BYTES], String::new(), 0);
@@ -77,7 +80,7 @@ impl Client<TcpStream> {
     ) -> Result<u64> {
         self.check_login()?;
         check_word(party)?;
-        check_word(name)?;
+        check_file_name(name)?;
         let line = format!("DOWNLOAD FILE {} {party} {name}", self.token);
         self.send(line.as_bytes())?;
         while !self.has_content()? {
@@ -143,6 +146,49 @@ impl Client<TcpStream> {
     }
 }
 
+/// Opens a file to send it, and says how large it is. A device or a pipe might have no end.
+///
+/// # Errors
+/// What the disk said, or that it is not an ordinary file.
+pub fn open(path: &Path) -> io::Result<(File, u64)> {
+    // Before it is opened: a pipe would wait for somebody to write to it.
+    let meta = fs::metadata(path)?;
+    if meta.is_dir() {
+        return Err(io::Error::other("it is a directory"));
+    }
+    if !meta.is_file() {
+        return Err(io::Error::other("it is not an ordinary file"));
+    }
+    Ok((File::open(path)?, meta.len()))
+}
+
+/// Writes as what is under it, until it is told to end.
+#[derive(Debug)]
+pub struct Interruptible<'w, W> {
+    into: W,
+    is_ending: &'w AtomicBool,
+}
+
+impl<'w, W: Write> Interruptible<'w, W> {
+    /// One that fails as soon as `is_ending` is set.
+    pub fn new(into: W, is_ending: &'w AtomicBool) -> Self {
+        Self { into, is_ending }
+    }
+}
+
+impl<W: Write> Write for Interruptible<'_, W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.is_ending.load(Ordering::SeqCst) {
+            return Err(io::Error::other("interrupted"));
+        }
+        self.into.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.into.flush()
+    }
+}
+
 /// The text of a reply up to the quote that ends it.
 struct Quoted<'c> {
     client: &'c mut Client<TcpStream>,
@@ -173,6 +219,11 @@ impl Read for Quoted<'_> {
         }
         Ok(count)
     }
+}
+
+fn check_file_name(name: &str) -> Result<()> {
+    let reason = "the name of a file has no blanks and no control characters";
+    check_word(name).map_err(|_| ClientError::Invalid(reason))
 }
 
 /// The decoder says of what is not base64 that it is invalid data.
