@@ -182,8 +182,14 @@ pub static SPECS: [Spec; 34] = [
 /// The row that `line` begins with, and what follows the verb (with the blank in front, if there is one).
 #[must_use]
 pub fn recognise(line: &[u8], audience: Audience) -> Option<(&'static Spec, &[u8])> {
+    // Nearly all that comes to a busy server is this, spelt like this.
+    if line.starts_with(b"SEND MESSAGE ") {
+        return SPECS.first().map(|spec| (spec, &line[b"SEND MESSAGE".len()..]));
+    }
+    let first = line.first()?.to_ascii_uppercase();
     SPECS.iter().find_map(|spec| {
-        if spec.audience == Audience::Admin && audience != Audience::Admin {
+        let is_elsewhere = spec.audience == Audience::Admin && audience != Audience::Admin;
+        if is_elsewhere || !spec.words[0].as_bytes()[0].eq_ignore_ascii_case(&first) {
             return None;
         }
         after_words(line, spec).map(|rest| (spec, rest))
@@ -248,6 +254,13 @@ mod tests {
         assert_eq!(found("send 00 henderson hi"), Some((Verb::SendMessage, Dialect::Classic)));
         assert_eq!(found("SEND 00 henderson hi"), None);
         assert_eq!(found("SEND_GROUP 00 group1 hi"), Some((Verb::SendGroupMessage, Dialect::Classic)));
+    }
+
+    #[test]
+    fn the_row_that_is_looked_at_before_the_table_is_its_first() {
+        assert_eq!((SPECS[0].verb, SPECS[0].dialect), (Verb::SendMessage, Dialect::Written));
+        let (spec, rest) = recognise(b"SEND MESSAGE  a b c", Audience::Client).unwrap();
+        assert_eq!((spec.verb, rest), (Verb::SendMessage, &b"  a b c"[..]));
     }
 
     #[test]
