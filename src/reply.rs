@@ -1,7 +1,7 @@
 //! Replies: one compact JSON object each, ended by `\r\n\r\n`, in either dialect. Written into a buffer that the caller
 //! owns; nothing here knows of users, sockets or disks.
 //!
-//! `serde_json` escapes every text, so no control character, and with it no terminator, stands inside a reply. The keys
+//! `serde_json` escapes every text that needs it, so no control character, and with it no terminator, stands inside a reply. The keys
 //! are put down here, since their order is part of the protocol and two of them hold blanks.
 
 use std::collections::BTreeMap;
@@ -130,6 +130,7 @@ pub struct InboxWriter {
     /// Which list of the reply a key's messages go into, by the order of the key's first message.
     lists: BTreeMap<Box<str>, usize>,
     lists_classic: BTreeMap<Box<str>, usize>,
+    times: TimeWriter,
 }
 
 /// Where an object stands, and which list it goes into.
@@ -199,9 +200,13 @@ impl InboxWriter {
         text(out, message.from);
         key_and_text(out, "nama penerima", message.to);
         key_and_text(out, "pesan", message.text);
-        let at = UNIX_EPOCH.checked_add(Duration::from_millis(message.at)).unwrap_or(UNIX_EPOCH);
-        let at = humantime::format_rfc3339_millis(at);
-        put(&write!(out, r#","waktu":"{at}","id":{}}}"#, item.id));
+        key(out, "waktu");
+        out.push(b'"');
+        self.times.write(out, message.at);
+        out.push(b'"');
+        key(out, "id");
+        out.extend_from_slice(itoa::Buffer::new().format(item.id).as_bytes());
+        out.push(b'}');
     }
 
     fn write_classic_item(&mut self, item: &Item<'_>) {
@@ -306,7 +311,43 @@ fn key_and_text(out: &mut Vec<u8>, name: &str, value: &str) {
 }
 
 fn text(out: &mut Vec<u8>, value: &str) {
-    put(&serde_json::to_writer(out, value));
+    if needs_escape(value.as_bytes()) {
+        return put(&serde_json::to_writer(out, value));
+    }
+    out.push(b'"');
+    out.extend_from_slice(value.as_bytes());
+    out.push(b'"');
+}
+
+/// Every byte is looked at without a branch, so that many are at once.
+fn needs_escape(bytes: &[u8]) -> bool {
+    bytes.iter().fold(false, |found, byte| found | (*byte < b' ') | (*byte == b'"') | (*byte == b'\\'))
+}
+
+/// Writes times. Messages that are read together mostly come from the same seconds.
+#[derive(Debug, Default)]
+struct TimeWriter {
+    second: u64,
+    /// That second as far as its point, once there was one.
+    written: Vec<u8>,
+}
+
+impl TimeWriter {
+    /// A time in milliseconds, as RFC 3339 in UTC.
+    fn write(&mut self, out: &mut Vec<u8>, at: u64) {
+        const DIGITS_BEHIND_POINT: usize = "000Z".len();
+        let (second, millis) = (at / 1000, at % 1000);
+        if self.written.is_empty() || self.second != second {
+            self.second = second;
+            self.written.clear();
+            let at = UNIX_EPOCH.checked_add(Duration::from_secs(second)).unwrap_or(UNIX_EPOCH);
+            put(&write!(self.written, "{}", humantime::format_rfc3339_millis(at)));
+            self.written.truncate(self.written.len().saturating_sub(DIGITS_BEHIND_POINT));
+        }
+        out.extend_from_slice(&self.written);
+        let digit = |power: u64| u8::try_from(millis / power % 10).unwrap_or(0) + b'0';
+        out.extend_from_slice(&[digit(100), digit(10), digit(1), b'Z']);
+    }
 }
 
 /// Memory takes every write, so there is no error to pass on.
@@ -327,6 +368,34 @@ mod tests {
 
     fn json(out: &[u8]) -> Value {
         serde_json::from_slice(out.strip_suffix(END).expect("a reply ends in its terminator")).unwrap()
+    }
+
+    proptest! {
+        #[test]
+        fn a_text_is_what_serde_json_makes_of_it(value in "\\PC*|[ -~]*|.*") {
+            let mut out = Vec::new();
+            text(&mut out, &value);
+            prop_assert_eq!(String::from_utf8(out).unwrap(), serde_json::to_string(&value).unwrap());
+        }
+
+        #[test]
+        fn a_time_is_what_humantime_makes_of_it(times in prop::collection::vec(0_u64..4_000_000_000_000, 1..5), next in 0_u64..2000) {
+            let mut writer = TimeWriter::default();
+            for at in times.into_iter().flat_map(|at| [at, at + next]) {
+                let mut out = Vec::new();
+                writer.write(&mut out, at);
+                let expected = humantime::format_rfc3339_millis(UNIX_EPOCH + Duration::from_millis(at)).to_string();
+                prop_assert_eq!(String::from_utf8(out).unwrap(), expected);
+            }
+        }
+    }
+
+    #[test]
+    fn every_byte_that_must_be_escaped_is_found() {
+        for byte in 0..=u8::MAX {
+            let is_found = needs_escape(&[b'a', b'b', byte, b'c']);
+            assert_eq!(is_found, byte < b' ' || byte == b'"' || byte == b'\\', "{byte}");
+        }
     }
 
     #[test]
