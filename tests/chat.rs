@@ -259,6 +259,19 @@ fn what_was_not_sent_by_the_end_is_sent_the_next_time() {
 }
 
 #[test]
+fn a_transfer_that_takes_long_has_a_bar_on_a_terminal() {
+    let Some(mut scene) = Scene::new() else { return };
+    let kurir = env!("CARGO_BIN_EXE_kurir");
+    fs::create_dir_all(scene.path("messi")).unwrap();
+    fs::write(scene.path("messi/password"), "surabaya").unwrap();
+    // Large enough to take more than a second anywhere; what is not sent when the test ends is not sent.
+    fs::File::create(scene.path("messi/besar")).unwrap().set_len(900_000_000).unwrap();
+    let program = format!("{kurir} login messi --password-stdin < password && {kurir} send-file henderson besar");
+    let terminal = scene.terminal("messi", &program);
+    terminal.sees(" of 858.31 MiB");
+}
+
+#[test]
 fn the_terminal_is_given_back_on_signals() {
     let Some(mut scene) = Scene::new() else { return };
     for signal in ["TERM", "HUP", "INT"] {

@@ -362,6 +362,29 @@ fn groups_are_made_joined_and_left() {
 }
 
 #[test]
+fn bench_measures_each_mix_with_users_of_its_own() {
+    let scene = Scene::new(&[]);
+    let small = ["--seconds", "0.3", "--warm-up", "0", "--users", "2", "--connections", "4", "--pipeline", "4"];
+    for mix in ["send", "send=3,inbox=1", "group:3", "file"] {
+        let printed = scene.does(&[&["bench", "--json", "--mix", mix][..], &small].concat());
+        let report: Value = serde_json::from_str(&printed).unwrap();
+        assert!(report["requests"].as_u64().unwrap() > 10 && report["refused"] == 0, "{mix}: {report}");
+        assert!(report["latency_us"]["p99"].as_f64().unwrap() > 0.0, "{mix}: {report}");
+    }
+    let printed = scene.does(&[&["bench", "--threads", "2", "--rate", "200"][..], &small].concat());
+    assert!(printed.contains("requests a second") && printed.contains("p99.9"), "{printed}");
+    assert!(scene.fails(&["bench", "--connections", "0"], 2).contains("at least 1"));
+    assert!(scene.fails(&["bench", "--mix", "apa"], 2).contains("send=9,inbox=1"));
+    let closed = Scene::new(&["--registration", "closed"]);
+    assert!(closed.fails(&["bench"], 1).contains("pendaftaran ditutup"));
+    // What it is told is refused is not counted as done.
+    let full = Scene::new(&["--mailbox-messages-max", "10"]);
+    let printed = full.does(&[&["bench", "--json"][..], &small].concat());
+    let report: Value = serde_json::from_str(&printed).unwrap();
+    assert!(report["refused"].as_u64().unwrap() > 10, "{report}");
+}
+
+#[test]
 fn completions_and_manual_pages_know_every_command() {
     let scene = Scene::new(&[]);
     for shell in ["bash", "zsh", "fish"] {
