@@ -259,6 +259,40 @@ fn what_was_not_sent_by_the_end_is_sent_the_next_time() {
 }
 
 #[test]
+fn what_one_has_typed_is_not_sent_by_another() {
+    let Some(mut scene) = Scene::new() else { return };
+    let terminal = scene.chat("messi");
+    terminal.says("/to lineker");
+    let data = scene.path("data");
+    scene.server.take().unwrap().stop();
+    terminal.sees("not connected");
+    terminal.says("dari messi");
+    terminal.sees("(not sent yet)");
+    terminal.says("/logout");
+    terminal.sees("log in at");
+    let serve = ["serve", "--demo", "--listen", &scene.address, "--data", data.to_str().unwrap(), "--log", "warn"];
+    scene.server = Some(Server::start(kurir(&serve), 1));
+    let log_in = |user: &str| {
+        terminal.types(&[user, "Enter", "surabaya", "Enter"]);
+        terminal.sees(&format!("{user} @ "));
+        terminal.sees("  connected");
+        terminal.says("/to lineker");
+    };
+    log_in("henderson");
+    terminal.says("dari henderson");
+    terminal.waits("sent", |screen| screen.contains("dari henderson") && !screen.contains("not sent"));
+    terminal.says("/logout");
+    terminal.sees("log in at");
+    log_in("messi");
+    terminal.waits("sent", |screen| screen.contains("dari messi") && !screen.contains("not sent"));
+    let (mut lineker, token) = scene.server.as_ref().unwrap().login("lineker");
+    lineker.set_token(&token);
+    let messages = lineker.inbox().unwrap();
+    let said: Vec<(&str, &str)> = messages.iter().map(|one| (one.from.as_str(), one.text.as_str())).collect();
+    assert_eq!(said, [("henderson", "dari henderson"), ("messi", "dari messi")]);
+}
+
+#[test]
 fn a_transfer_that_takes_long_has_a_bar_on_a_terminal() {
     let Some(mut scene) = Scene::new() else { return };
     let kurir = env!("CARGO_BIN_EXE_kurir");

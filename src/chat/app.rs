@@ -346,6 +346,18 @@ impl App {
         self.conversation(to).push(line);
     }
 
+    /// A message that was typed before has another number now; it may still be on the screen.
+    fn waits_again(&mut self, to: &Party, number: u64, text: &str) {
+        let shown = printable(text);
+        let is_it = |line: &&mut Line| {
+            matches!(line.state, State::Waiting(earlier) if earlier <= u64::MAX / 2) && line.text == shown
+        };
+        match self.conversation(to).lines.iter_mut().find(is_it) {
+            Some(line) => line.state = State::Waiting(number),
+            None => self.show_waiting(to, number, text),
+        }
+    }
+
     fn command(&mut self, command: &str) {
         let words: Vec<&str> = command.split_whitespace().collect();
         let group = self.selected.clone().filter(|party| party.is_group).map(|party| party.name);
@@ -457,7 +469,7 @@ impl App {
                 self.screen = Screen::Login(form);
             }
             Said::LoggedIn { user, server, history } => self.logged_in(user, server, history),
-            Said::Waiting { number, to, text } => self.show_waiting(&to, number, &text),
+            Said::Waiting { number, to, text } => self.waits_again(&to, number, &text),
             Said::Received(messages) => {
                 for message in messages {
                     self.receive(&message, true);
@@ -851,6 +863,27 @@ mod tests {
         press(&mut app, KeyCode::Esc);
         app.said(Said::Received(vec![message(9, "lineker", "group1", "\u{1b}[2Jhai")]));
         assert_eq!(app.current().unwrap().lines.last().unwrap().text, "\u{fffd}[2Jhai");
+    }
+
+    #[test]
+    fn what_waits_is_shown_once_though_its_login_has_ended_meanwhile() {
+        let mut app = app();
+        type_line(&mut app, "satu");
+        type_line(&mut app, "satu");
+        app.said(Said::LoginNeeded { user: Some("messi".into()), server: "host:1".into(), why: None });
+        app.said(Said::LoggedIn { user: "messi".into(), server: "host:1".into(), history: Vec::new() });
+        for number in [u64::MAX - 1, u64::MAX - 2, u64::MAX - 3] {
+            app.said(Said::Waiting { number, to: group("group1"), text: "satu".into() });
+        }
+        let waiting = |app: &App| {
+            let lines = app.current().unwrap().lines.iter();
+            lines.filter(|line| matches!(line.state, State::Waiting(_))).count()
+        };
+        assert_eq!(waiting(&app), 3, "two that were there, and one that was not");
+        for number in [u64::MAX - 1, u64::MAX - 2, u64::MAX - 3] {
+            app.said(Said::Sent { number, result: Ok(()) });
+        }
+        assert_eq!(waiting(&app), 0);
     }
 
     #[test]

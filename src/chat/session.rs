@@ -227,6 +227,11 @@ impl Session {
     }
 
     fn need_login(&mut self, user: Option<String>, why: Option<String>) {
+        // What is not sent yet waits on the disk for whoever has typed it: the next may be somebody else.
+        if self.login.is_some() {
+            self.save_outbox();
+            self.outbox.clear();
+        }
         self.login = None;
         self.client = None;
         self.say(Said::LoginNeeded { user, server: self.server(), why });
@@ -419,19 +424,18 @@ impl Session {
     fn send_waiting(&mut self) {
         let had_any = !self.outbox.is_empty();
         while self.client.is_some()
-            && let Some(Waiting { number, to, text }) = self.outbox.pop_front()
+            && let Some((to, text)) = self.outbox.front().map(|waiting| (waiting.to.clone(), waiting.text.clone()))
         {
-            match self.ask(|client| client.send_message(to.target(), &text)) {
-                Some(result) => {
-                    if result.is_ok() {
-                        self.keep_sent(&to.name, &text);
-                    }
-                    self.say(Said::Sent { number, result });
-                }
-                None => self.outbox.push_front(Waiting { number, to, text }),
+            // It stays in front until there is an answer, whatever becomes of the connection or the login.
+            let Some(result) = self.ask(|client| client.send_message(to.target(), &text)) else { break };
+            if result.is_ok() {
+                self.keep_sent(&to.name, &text);
+            }
+            if let Some(Waiting { number, .. }) = self.outbox.pop_front() {
+                self.say(Said::Sent { number, result });
             }
         }
-        if had_any {
+        if had_any && self.login.is_some() {
             self.save_outbox();
         }
     }
@@ -519,19 +523,13 @@ impl Session {
 
     fn load_outbox(&mut self) {
         let text = self.kept(UNSENT).and_then(|path| fs::read_to_string(path).ok()).unwrap_or_default();
-        let mut earlier = VecDeque::new();
         for line in text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok()) {
             let (Some(name), Some(text)) = (line["to"].as_str(), line["text"].as_str()) else { continue };
             let to = Party { is_group: line["is_group"] == true, name: name.to_owned() };
             self.earlier_number -= 1;
             let number = self.earlier_number;
-            if self.outbox.iter().any(|waiting| waiting.to == to && waiting.text == text) {
-                continue;
-            }
             self.say(Said::Waiting { number, to: to.clone(), text: text.to_owned() });
-            earlier.push_back(Waiting { number, to, text: text.to_owned() });
+            self.outbox.push_back(Waiting { number, to, text: text.to_owned() });
         }
-        earlier.append(&mut self.outbox);
-        self.outbox = earlier;
     }
 }
