@@ -2,45 +2,25 @@
 
 #![allow(missing_docs, clippy::unwrap_used)]
 
-use std::convert::Infallible;
+mod at_once;
+
 use std::net::{IpAddr, Ipv4Addr};
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use kurir::change::{Change, Place, SessionId, UserId};
 use kurir::connection::{ConnectionId, Peer};
-use kurir::engine::{Completion, Engine, Job, Registration};
+use kurir::engine::{Engine, Registration};
 use kurir::limits::Limits;
-use kurir::local::{Local, Workers};
+use kurir::local::Local;
 use kurir::log::Log;
-use kurir::password::PasswordDone;
 use kurir::segment::Layout;
 use kurir::state::State;
 use kurir::upkeep::Holdings;
 
+use at_once::AtOnce;
+
 const USERS: u32 = 50;
 const NOW: u64 = 1_767_225_600_000;
-
-/// Everything is durable at once, and every password is right.
-struct AtOnce;
-
-impl Workers for AtOnce {
-    type Error = Infallible;
-
-    fn run(&mut self, job: Job, mut report: impl FnMut(Completion)) -> Result<(), Infallible> {
-        match job {
-            Job::Journal(batch) => {
-                let synced = batch.end();
-                report(Completion::Settled { batch, synced });
-            }
-            Job::Password(job) => {
-                report(Completion::Password(PasswordDone { connection: job.connection, passed: true, hash: None }));
-            }
-            // All is in memory, and there is no end of room.
-            Job::File(_) | Job::Texts(_) | Job::Space(_) | Job::Compact(_) => {}
-        }
-        Ok(())
-    }
-}
 
 struct Bench {
     local: Local<AtOnce>,

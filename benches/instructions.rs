@@ -3,19 +3,21 @@
 
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
 
-use std::convert::Infallible;
+mod at_once;
+
 use std::env;
 use std::net::{IpAddr, Ipv4Addr};
 
 use kurir::connection::{ConnectionId, Peer};
-use kurir::engine::{Completion, Engine, Job, Registration};
+use kurir::engine::{Engine, Registration};
 use kurir::limits::Limits;
-use kurir::local::{Local, Workers};
+use kurir::local::Local;
 use kurir::log::Log;
-use kurir::password::PasswordDone;
 use kurir::segment::Layout;
 use kurir::state::State;
 use kurir::upkeep::Holdings;
+
+use at_once::AtOnce;
 
 const USERS: usize = 50;
 const PIPELINE: usize = 16;
@@ -23,29 +25,6 @@ const ROUNDS: usize = 4;
 /// Messages in one INBOX reply, and files in one list.
 const WAITING: usize = 100;
 const NOW: u64 = 1_767_225_600_000;
-
-/// Everything is durable at once, and every password is right.
-struct AtOnce;
-
-impl Workers for AtOnce {
-    type Error = Infallible;
-
-    fn run(&mut self, job: Job, mut report: impl FnMut(Completion)) -> Result<(), Infallible> {
-        match job {
-            Job::Journal(batch) => {
-                let synced = batch.end();
-                report(Completion::Settled { batch, synced });
-            }
-            Job::Password(job) => {
-                let hash = job.hash.map(|_| String::new());
-                report(Completion::Password(PasswordDone { connection: job.connection, passed: true, hash }));
-            }
-            // All is in memory, and there is no end of room.
-            Job::File(_) | Job::Texts(_) | Job::Space(_) | Job::Compact(_) => {}
-        }
-        Ok(())
-    }
-}
 
 /// Users, each logged in on a connection of its own, and all in one group.
 struct Scene {

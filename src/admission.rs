@@ -123,6 +123,19 @@ mod tests {
     }
 
     #[test]
+    fn who_is_turned_away_is_let_read_that_up_to_so_many_at_once() {
+        let limits = Limits { turned_away_max: 2, ..Limits::default() };
+        let mut admission = Admission::default();
+        assert_eq!([0; 3].map(|_| admission.turn_away(&limits)), [true, true, false]);
+        admission.turned_away_left();
+        assert!(!admission.turn_away(&limits), "two others are still reading");
+        for _ in 0..2 {
+            admission.turned_away_left();
+        }
+        assert!(admission.turn_away(&limits));
+    }
+
+    #[test]
     fn administrators_have_a_bound_of_their_own() {
         let limits = Limits { admin_connections_max: 1, ..Limits::default() };
         let mut admission = Admission::default();

@@ -78,10 +78,13 @@ impl Scene {
         terminal
     }
 
-    fn restart(&mut self) {
-        let data = self.path("data");
+    fn stop(&mut self) {
         self.server.take().unwrap().stop();
-        thread::sleep(Duration::from_millis(500));
+    }
+
+    /// Starts the server again, where it was.
+    fn serve(&mut self) {
+        let data = self.path("data");
         let again = ["serve", "--demo", "--listen", &self.address, "--data", data.to_str().unwrap(), "--log", "warn"];
         self.server = Some(Server::start(kurir(&again), 1));
     }
@@ -195,7 +198,9 @@ fn two_people_chat_in_a_group_send_files_and_outlive_a_restart() {
     messi.says("/to henderson");
     messi.says("/send foto kita.jpg");
     messi.sees("is sent, as foto_kita.jpg");
+    henderson.waits("unread", |screen| is_unread(screen, "messi", 1));
     henderson.says("/to messi");
+    henderson.sees("there is a new file: foto_kita.jpg");
     henderson.says("/files");
     henderson.sees("files of messi: foto_kita.jpg");
     henderson.says("/get foto_kita.jpg");
@@ -203,19 +208,18 @@ fn two_people_chat_in_a_group_send_files_and_outlive_a_restart() {
     assert!(fs::read(scene.path("henderson/foto_kita.jpg")).unwrap() == large);
     henderson.says("/send catatan.txt");
     henderson.sees("catatan.txt to messi is sent");
+    messi.sees("there is a new file: catatan.txt");
+    assert!(!messi.screen().contains("new file: foto"), "who has sent it is not told of it");
     messi.says("/get catatan.txt");
     messi.sees("is here");
     assert_eq!(fs::read_to_string(scene.path("messi/catatan.txt")).unwrap(), "isi");
 
     // What is typed while the server is away is sent when it is back, once.
-    let data = scene.path("data");
-    scene.server.take().unwrap().stop();
+    scene.stop();
     messi.sees("not connected");
     messi.says("masih di sana?");
     messi.sees("(not sent yet)");
-    let address = scene.address.clone();
-    let again = ["serve", "--demo", "--listen", &address, "--data", data.to_str().unwrap(), "--log", "warn"];
-    scene.server = Some(Server::start(kurir(&again), 1));
+    scene.serve();
     henderson.sees("messi: masih di sana?");
     messi.waits("sent", |screen| !screen.contains("not sent yet") && screen.contains("connected"));
     assert_eq!(henderson.screen().matches("masih di sana?").count(), 1);
@@ -237,17 +241,14 @@ fn what_was_not_sent_by_the_end_is_sent_the_next_time() {
     messi.says("/to henderson");
     messi.says("satu");
     messi.waits("sent", |screen| screen.contains("messi: satu") && !screen.contains("not sent"));
-    let data = scene.path("data");
-    scene.server.take().unwrap().stop();
+    scene.stop();
     messi.sees("not connected");
     messi.says("dua");
     messi.says("tiga");
     messi.sees("tiga (not sent yet)");
     messi.says("/quit");
     messi.is_restored("ended with 0");
-    let address = scene.address.clone();
-    let serve = ["serve", "--demo", "--listen", &address, "--data", data.to_str().unwrap(), "--log", "warn"];
-    scene.server = Some(Server::start(kurir(&serve), 1));
+    scene.serve();
     let again = scene.terminal("messi", &format!("{} chat", env!("CARGO_BIN_EXE_kurir")));
     again.sees("connected");
     again.says("/to henderson");
@@ -263,15 +264,13 @@ fn what_one_has_typed_is_not_sent_by_another() {
     let Some(mut scene) = Scene::new() else { return };
     let terminal = scene.chat("messi");
     terminal.says("/to lineker");
-    let data = scene.path("data");
-    scene.server.take().unwrap().stop();
+    scene.stop();
     terminal.sees("not connected");
     terminal.says("dari messi");
     terminal.sees("(not sent yet)");
     terminal.says("/logout");
     terminal.sees("log in at");
-    let serve = ["serve", "--demo", "--listen", &scene.address, "--data", data.to_str().unwrap(), "--log", "warn"];
-    scene.server = Some(Server::start(kurir(&serve), 1));
+    scene.serve();
     let log_in = |user: &str| {
         terminal.types(&[user, "Enter", "surabaya", "Enter"]);
         terminal.sees(&format!("{user} @ "));
@@ -426,7 +425,9 @@ fn a_long_paste_is_taken_at_once_and_what_is_typed_behind_it_too() {
 fn messages_come_by_themselves_after_a_restart_too_and_can_be_scrolled_to() {
     let Some(mut scene) = Scene::new() else { return };
     let henderson = scene.chat("henderson");
-    scene.restart();
+    scene.stop();
+    thread::sleep(Duration::from_millis(500));
+    scene.serve();
     let (mut messi, token) = scene.server.as_ref().unwrap().login("messi");
     messi.set_token(&token);
     for number in 0..30 {

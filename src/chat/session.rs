@@ -125,6 +125,8 @@ pub(super) struct Session {
     /// The files that there were, each with the other party, and when to look again.
     files: Option<BTreeSet<(String, String)>>,
     files_at: Instant,
+    /// The files that were sent from here, of which nobody needs to be told.
+    files_sent: BTreeSet<(String, String)>,
     /// The program ends, and files on their way are given up.
     is_ending: Arc<AtomicBool>,
     /// Dropped with the last of these threads.
@@ -156,6 +158,7 @@ impl Session {
             moves: 0,
             files: None,
             files_at: now,
+            files_sent: BTreeSet::new(),
             is_ending,
             done,
             pause: PAUSE_FIRST,
@@ -251,6 +254,7 @@ impl Session {
         }
         self.login = Some(login);
         self.files = None;
+        self.files_sent.clear();
         // Until the server says, these are the groups that there were.
         if let Some(groups) = self.kept(GROUPS).and_then(|path| fs::read(path).ok())
             && let Ok(groups) = serde_json::from_slice(&groups)
@@ -351,8 +355,8 @@ impl Session {
                 self.moves += 1;
                 match self.login.clone() {
                     Some(login) => {
-                        // Whoever sends one is not told of it as if it had come.
-                        self.files = None;
+                        // Whoever sends one is not told of it as if it had come, however long it takes.
+                        self.files_sent.extend(order.listed_as());
                         let mover = Mover { number: self.moves, login, is_ending: Arc::clone(&self.is_ending) };
                         transfers::begin(mover, order, &self.tell, self.done.clone());
                     }
@@ -489,7 +493,7 @@ impl Session {
         let files: BTreeSet<(String, String)> = pairs.collect();
         self.files_at = now + if files.len() > FILES_MANY { FILES_EVERY_MANY } else { FILES_EVERY };
         if let Some(before) = &self.files {
-            for (party, name) in files.difference(before) {
+            for (party, name) in files.difference(before).filter(|file| !self.files_sent.contains(file)) {
                 self.say(Said::FileCame { party: party.clone(), name: name.clone() });
             }
         }

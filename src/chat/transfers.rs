@@ -79,6 +79,14 @@ impl Move {
             Self::Get { party, name, .. } => format!("{name} from {party}"),
         }
     }
+
+    /// The other party and the name under which what is sent will be listed.
+    pub(super) fn listed_as(&self) -> Option<(String, String)> {
+        match self {
+            Self::Send { to, path } => Some((to.name.clone(), as_file_name(path.file_name()?.to_str()?))),
+            Self::Get { .. } => None,
+        }
+    }
 }
 
 fn run(order: &Move, mover: &Mover, teller: &mut Teller) -> Result<String, ClientError> {

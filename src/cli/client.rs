@@ -50,27 +50,9 @@ pub(super) enum ClientCommand {
         user: Option<String>,
     },
     /// Log in; the commands below are this user's from then on
-    Login {
-        /// The user
-        user: String,
-        #[command(flatten)]
-        password: PasswordSource,
-        #[command(flatten)]
-        server: ServerArgument,
-        #[command(flatten)]
-        profile: ProfileArgument,
-    },
+    Login(LoginArguments),
     /// Make an account, where the server lets strangers do so, and log in
-    Register {
-        /// 1 to 32 letters, digits, dots, underscores and hyphens
-        user: String,
-        #[command(flatten)]
-        password: PasswordSource,
-        #[command(flatten)]
-        server: ServerArgument,
-        #[command(flatten)]
-        profile: ProfileArgument,
-    },
+    Register(LoginArguments),
     /// End the login
     Logout {
         #[command(flatten)]
@@ -223,6 +205,19 @@ pub(super) struct ProfileArgument {
     profile: String,
 }
 
+/// Who logs in, and where.
+#[derive(Args, Debug)]
+pub(super) struct LoginArguments {
+    /// The user: 1 to 32 letters, digits, dots, underscores and hyphens
+    user: String,
+    #[command(flatten)]
+    password: PasswordSource,
+    #[command(flatten)]
+    server: ServerArgument,
+    #[command(flatten)]
+    profile: ProfileArgument,
+}
+
 #[derive(Args, Debug)]
 pub(super) struct SecretSource {
     /// The group has a secret, which is asked for
@@ -262,8 +257,8 @@ struct Session {
 pub(super) fn run(command: ClientCommand) -> ExitCode {
     let done = match command {
         ClientCommand::Chat { server, profile, user } => return chat(server, profile, user),
-        ClientCommand::Login { user, password, server, profile } => log_in(&user, &password, server, &profile, false),
-        ClientCommand::Register { user, password, server, profile } => log_in(&user, &password, server, &profile, true),
+        ClientCommand::Login(login) => log_in(login, false),
+        ClientCommand::Register(login) => log_in(login, true),
         ClientCommand::Logout { profile } => log_out(&profile),
         ClientCommand::Passwd { password_stdin, profile } => change_password(password_stdin, &profile),
         ClientCommand::Send { group, words, profile } => send(group.as_deref(), &words, &profile),
@@ -383,29 +378,23 @@ fn ask(prompt: &str) -> io::Result<String> {
     rpassword::prompt_password(prompt)
 }
 
-fn log_in(
-    user: &str,
-    source: &PasswordSource,
-    server: ServerArgument,
-    profile: &ProfileArgument,
-    is_new: bool,
-) -> Done {
+fn log_in(LoginArguments { user, password, server, profile }: LoginArguments, is_new: bool) -> Done {
     let state = state()?;
     let profiles = Profiles::new(&state);
     let before = profiles.load(&profile.profile).map_err(usage)?;
     let server = server.server.or(before.map(|login| login.server)).unwrap_or_else(|| SERVER_DEFAULT.to_owned());
     let mut client = connect(&server)?;
-    let password = match source {
+    let password = match password {
         PasswordSource { password_stdin: true } => password_from_input(),
-        PasswordSource { .. } if is_new => super::password_from_person(user),
+        PasswordSource { .. } if is_new => super::password_from_person(&user),
         PasswordSource { .. } => ask(&format!("Password for {user}: ")),
     };
     let password = password.map_err(usage)?;
     if is_new {
-        client.register(user, &password)?;
+        client.register(&user, &password)?;
     }
-    client.login(user, &password)?;
-    let login = Login { server, user: user.to_owned(), token: client.token().to_owned() };
+    client.login(&user, &password)?;
+    let login = Login { server, user, token: client.token().to_owned() };
     profiles.save(&profile.profile, &login).map_err(|error| usage(format!("the login cannot be kept: {error}")))
 }
 
