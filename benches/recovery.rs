@@ -6,13 +6,14 @@ use std::path::Path;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use kurir::change::{Change, Target, UserId};
-use kurir::compaction::CompactionJob;
+use kurir::compaction::{Compacted, Compaction};
 use kurir::log::{Need, Sync};
 use kurir::store::Store;
 
 const MESSAGES: u32 = 1_000_000;
 const USERS: u32 = 1_000;
 const BATCH: u32 = 1_000;
+const BLOCK_BYTES: usize = 128 * 1024;
 const SEGMENT_BYTES: u64 = 16 * 1024 * 1024;
 
 fn fill(root: &Path) {
@@ -36,10 +37,21 @@ fn fill(root: &Path) {
 }
 
 fn checkpoint(root: &Path) {
-    let store = Store::open(root, SEGMENT_BYTES, Sync::Interval).unwrap();
-    let segments: Vec<u64> = store.holdings.segments.iter().copied().collect();
-    let job = CompactionJob { upto: store.log.end(), last: None, segments };
-    store.disk.compactor.run(&job).unwrap().checkpoint.unwrap();
+    let mut store = Store::open(root, SEGMENT_BYTES, Sync::Interval).unwrap();
+    let (state, log, segments) = (&store.state, &store.log, &store.holdings.segments);
+    let mut compaction = Compaction::new(state, log.layout(), log.end(), None, segments, BLOCK_BYTES);
+    let mut done = None;
+    while compaction.has_work(log.end()) {
+        let mut jobs = Vec::new();
+        compaction.step(state, log.end(), log.end(), |job| jobs.push(job));
+        for job in jobs {
+            done = store.disk.compactor.run(job).unwrap();
+            if let Some(Compacted::Written(block)) = done.take_if(|done| matches!(done, Compacted::Written(_))) {
+                compaction.written(block);
+            }
+        }
+    }
+    assert!(matches!(done, Some(Compacted::Done(..))));
 }
 
 fn recovery(c: &mut Criterion) {

@@ -187,7 +187,7 @@ fn look(journal: &Path, checkpoints: &Path) -> Result<Found, DataError> {
         Some(number) => Some(match checkpoint::header(checkpoints, number) {
             // It stands in the file once more.
             Err(DataError::Damaged(..)) => {
-                checkpoint::salvage(checkpoints, number, |_| {}).map(|salvage| (salvage.layout, salvage.lsn))?
+                checkpoint::salvage(checkpoints, number, |_| {}).map(|salvage| (salvage.layout, salvage.span.lsn))?
             }
             header => header?,
         }),
@@ -217,25 +217,29 @@ fn look(journal: &Path, checkpoints: &Path) -> Result<Found, DataError> {
     let missing = (first..=last).filter(|number| !is_end && !segments.contains(number));
     broken.extend(missing.map(|number| (number, "a segment that is missing")));
     let mut state = State::new(layout.segment_bytes);
-    let (mut checkpoint, mut salvaged, mut from) = (None, None, from);
+    let (mut checkpoint, mut salvaged, mut from, mut until) = (None, None, from, None);
     if let Some(number) = newest {
         match checkpoint::read(checkpoints, number, |item| state.restore(item)) {
-            Ok((_, read)) => checkpoint = Some(read),
+            Ok((_, read)) => (checkpoint, until) = (Some(read), read.span.until),
             Err(DataError::Damaged(..)) => {
                 state = State::new(layout.segment_bytes);
                 let salvage = checkpoint::salvage(checkpoints, number, |item| state.restore(item))?;
+                until = salvage.span.until;
                 // With the whole of the journal nothing of it is needed.
                 if broken.is_empty() && (1..=last).all(|number| segments.contains(&number)) {
                     state = State::new(layout.segment_bytes);
-                    from = layout.first();
+                    (from, until) = (layout.first(), None);
                 }
-                checkpoint = Some(Checkpoint { number, lsn: salvage.lsn, bytes: 0 });
+                checkpoint = Some(Checkpoint { number, span: salvage.span, bytes: 0 });
                 salvaged = Some(salvage);
             }
             Err(error) => return Err(error),
         }
     }
-    let survey = salvage::survey(journal, layout, &segments, from, |change, place| state.apply(change, place))?;
+    let until = until.unwrap_or(from);
+    let missing = last + 1..layout.segment(Lsn(until.0.saturating_sub(1))) + 1;
+    broken.extend(missing.map(|number| (number, "a segment that is missing")));
+    let survey = salvage::survey(journal, layout, &segments, from..until, |change, place| state.apply(change, place))?;
     state.take_freed_files();
     let is_whole_journal = from == layout.first();
     Ok(Found { is_whole_journal, layout, segments, broken, checkpoint, salvage: salvaged, survey, state })
@@ -337,7 +341,7 @@ fn put_right(found: &Found, lost: &[Lost], journal: &Path, checkpoints: &Path) -
             kept.push(salvage::keep(path).map_err(|error| DataError::Io(path.clone(), error))?);
         }
     }
-    if let (Some(_), Some(Checkpoint { number, lsn, .. })) = (&found.salvage, found.checkpoint) {
+    if let (Some(_), Some(Checkpoint { number, span, .. })) = (&found.salvage, found.checkpoint) {
         let path = checkpoint::path(checkpoints, number);
         if found.is_whole_journal {
             kept.push(salvage::keep(&path).map_err(|error| DataError::Io(path.clone(), error))?);
@@ -349,9 +353,13 @@ fn put_right(found: &Found, lost: &[Lost], journal: &Path, checkpoints: &Path) -
         let mut items = Vec::new();
         checkpoint::salvage(checkpoints, number, |item| items.push(encoded(item)))?;
         kept.push(salvage::keep(&path).map_err(|error| DataError::Io(path.clone(), error))?);
-        let written = checkpoint::write(checkpoints, found.layout, number, lsn, |writer| {
-            items.iter().filter_map(|item| Item::decode(item)).try_for_each(|item| writer.put(&item))
-        });
+        let written = checkpoint::write(
+            checkpoints,
+            found.layout,
+            number,
+            span,
+            items.iter().filter_map(|item| Item::decode(item)),
+        );
         written.map_err(|error| DataError::Io(path, error))?;
     }
     Ok(kept)

@@ -5,6 +5,9 @@
 //! follow, framed as in the journal; their positions count from the start of the file, and their bodies are encoded
 //! [`Item`]s, of which the last is [`Item::End`]. Behind them the first 44 bytes stand once more: without them a repair
 //! could do nothing with the rest.
+//!
+//! Mailboxes are written while they go on changing, so one may be as it was later than the rest; see [`Span`]. The journal
+//! behind a checkpoint says again what such a mailbox has seen already, and that changes nothing in it.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
@@ -19,20 +22,33 @@ use crate::field::{Fields, Put};
 use crate::record::{self, BODY_BYTES_MAX, Records};
 use crate::segment::{Layout, VERSION, remove};
 use crate::snapshot::Item;
+use tracing::warn;
 
 const MAGIC: &[u8; 8] = b"kurirchk";
 const HEADER_BYTES: usize = 8 + 4 + 4 + 8 + 8 + 8 + 4;
 const WRITE_BYTES: usize = 256 * 1024;
+/// Synced so often while it is written: the sync of all of it would hold up the journal's for as long.
+const SYNC_BYTES: usize = 4 * 1024 * 1024;
 
 /// A checkpoint on the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Checkpoint {
     /// Its number, which grows from one to the next.
     pub number: u64,
-    /// It holds what the journal says before this.
-    pub lsn: Lsn,
+    /// What it holds of the journal.
+    pub span: Span,
     /// Its size.
     pub bytes: u64,
+}
+
+/// What a checkpoint holds of its journal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Span {
+    /// All that the journal says before this.
+    pub lsn: Lsn,
+    /// Mailboxes may be as they were later, up to this: it is of use only with the journal up to there. None where that is not
+    /// known.
+    pub until: Option<Lsn>,
 }
 
 /// The path of a checkpoint.
@@ -54,85 +70,145 @@ pub fn list(directory: &Path) -> io::Result<BTreeSet<u64>> {
     Ok(numbers)
 }
 
-/// Writes a checkpoint of the items that `fill` gives. It is there whole, and durable, or not at all.
+/// Writes a checkpoint of these items. It is there whole, and durable, or not at all.
 ///
 /// # Errors
 /// What the disk said.
-pub fn write(
+pub fn write<'a>(
     directory: &Path,
     layout: Layout,
     number: u64,
-    lsn: Lsn,
-    fill: impl FnOnce(&mut Writer) -> io::Result<()>,
+    span: Span,
+    items: impl IntoIterator<Item = Item<'a>>,
 ) -> io::Result<Checkpoint> {
-    let fresh = path(directory, number).with_extension("tmp");
-    let written = Writer::begin(&fresh, layout, number, lsn).and_then(|mut writer| {
-        fill(&mut writer)?;
-        let bytes = writer.finish()?;
-        fs::rename(&fresh, path(directory, number))?;
-        data::sync(directory)?;
-        Ok(Checkpoint { number, lsn, bytes })
-    });
-    if written.is_err() {
-        remove(&fresh)?;
+    let mut draft = Draft::begin(directory, number)?;
+    let mut block = Vec::new();
+    let mut framing = Framing::begin(layout, number, span.lsn, &mut block);
+    for item in items {
+        framing.put(&item, &mut block);
+        if block.len() >= WRITE_BYTES {
+            draft.write(&block)?;
+            block.clear();
+        }
     }
-    written
+    let bytes = framing.end(span.until, &mut block).ok_or_else(too_long)?;
+    draft.write(&block)?;
+    draft.finish()?;
+    Ok(Checkpoint { number, span, bytes })
 }
 
-/// A checkpoint that is being written.
+/// A list of the state is longer than a record may be.
+#[must_use]
+pub fn too_long() -> io::Error {
+    io::Error::other("a list in the state is too long for a checkpoint")
+}
+
+/// Frames the items of a checkpoint, as they stand one behind the other in its file.
 #[derive(Debug)]
-pub struct Writer {
-    file: File,
+pub struct Framing {
     salt: u32,
     header: Vec<u8>,
-    buffer: Vec<u8>,
-    /// Where `buffer` stands in the file.
-    start: u64,
+    /// Where the next item stands in the file.
+    at: Lsn,
     items: u64,
+    is_too_long: bool,
 }
 
-impl Writer {
-    fn begin(path: &Path, layout: Layout, number: u64, lsn: Lsn) -> io::Result<Self> {
-        let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
-        let mut buffer = MAGIC.to_vec();
-        VERSION.put(&mut buffer);
-        layout.salt.put(&mut buffer);
-        layout.segment_bytes.put(&mut buffer);
-        number.put(&mut buffer);
-        lsn.put(&mut buffer);
-        let sum = crc32c::crc32c(&buffer);
-        sum.put(&mut buffer);
-        Ok(Self { file, salt: layout.salt, header: buffer.clone(), buffer, start: 0, items: 0 })
+impl Framing {
+    /// Begins with the header, which is appended to `out`.
+    #[must_use]
+    pub fn begin(layout: Layout, number: u64, lsn: Lsn, out: &mut Vec<u8>) -> Self {
+        let mut header = MAGIC.to_vec();
+        VERSION.put(&mut header);
+        layout.salt.put(&mut header);
+        layout.segment_bytes.put(&mut header);
+        number.put(&mut header);
+        lsn.put(&mut header);
+        let sum = crc32c::crc32c(&header);
+        sum.put(&mut header);
+        out.extend_from_slice(&header);
+        Self { salt: layout.salt, header, at: Lsn(HEADER_BYTES as u64), items: 0, is_too_long: false }
     }
 
-    /// Appends an item.
+    /// Appends an item to `out`.
+    pub fn put(&mut self, item: &Item<'_>, out: &mut Vec<u8>) {
+        let place = record::append(out, self.salt, self.at, |body| item.encode(body));
+        // It could not be read again.
+        self.is_too_long |= place.bytes as usize > BODY_BYTES_MAX;
+        self.at = place.end();
+        self.items += 1;
+    }
+
+    /// Appends what stands behind the last item, and says how many bytes there are in all; none if an item is so long that it
+    /// could not be read again.
+    #[must_use]
+    pub fn end(&mut self, until: Option<Lsn>, out: &mut Vec<u8>) -> Option<u64> {
+        self.put(&Item::End { items: self.items, until }, out);
+        out.extend_from_slice(&self.header);
+        (!self.is_too_long).then_some(self.at.0 + HEADER_BYTES as u64)
+    }
+}
+
+/// A checkpoint that is being written. It has its name when it is whole, and if that never comes it is removed.
+#[derive(Debug)]
+pub struct Draft {
+    file: File,
+    unsynced: usize,
+    directory: PathBuf,
+    number: u64,
+}
+
+impl Draft {
+    /// Begins one.
     ///
     /// # Errors
     /// What the disk said.
-    pub fn put(&mut self, item: &Item<'_>) -> io::Result<()> {
-        let at = Lsn(self.start + self.buffer.len() as u64);
-        let place = record::append(&mut self.buffer, self.salt, at, |body| item.encode(body));
-        if place.bytes as usize > BODY_BYTES_MAX {
-            // It could not be read again.
-            return Err(io::Error::other("a list in the state is too long for a checkpoint"));
-        }
-        self.items += 1;
-        if self.buffer.len() >= WRITE_BYTES { self.flush() } else { Ok(()) }
+    pub fn begin(directory: &Path, number: u64) -> io::Result<Self> {
+        let path = Self::path(directory, number);
+        let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
+        Ok(Self { file, unsynced: 0, directory: directory.to_owned(), number })
     }
 
-    fn flush(&mut self) -> io::Result<()> {
-        self.file.write_all(&self.buffer)?;
-        self.start += self.buffer.len() as u64;
-        self.buffer.clear();
+    fn path(directory: &Path, number: u64) -> PathBuf {
+        path(directory, number).with_extension("tmp")
+    }
+
+    /// Its number.
+    #[must_use]
+    pub fn number(&self) -> u64 {
+        self.number
+    }
+
+    /// Goes on with these bytes.
+    ///
+    /// # Errors
+    /// What the disk said.
+    pub fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.file.write_all(bytes)?;
+        self.unsynced += bytes.len();
+        if self.unsynced >= SYNC_BYTES {
+            self.unsynced = 0;
+            self.file.sync_data()?;
+        }
         Ok(())
     }
 
-    fn finish(mut self) -> io::Result<u64> {
-        self.put(&Item::End { items: self.items })?;
-        self.buffer.extend_from_slice(&self.header);
-        self.flush()?;
+    /// Makes it durable, and then gives it its name.
+    ///
+    /// # Errors
+    /// What the disk said.
+    pub fn finish(self) -> io::Result<()> {
         self.file.sync_all()?;
-        Ok(self.start)
+        fs::rename(Self::path(&self.directory, self.number), path(&self.directory, self.number))?;
+        data::sync(&self.directory)
+    }
+}
+
+impl Drop for Draft {
+    fn drop(&mut self) {
+        if let Err(error) = remove(&Self::path(&self.directory, self.number)) {
+            warn!(%error, "what there is of a checkpoint could not be removed; the next start does it");
+        }
     }
 }
 
@@ -173,9 +249,10 @@ pub fn read(directory: &Path, number: u64, mut show: impl FnMut(&Item<'_>)) -> R
     while let Some((place, body)) = records.read().map_err(failed)? {
         match Item::decode(body) {
             // Whatever might follow is not part of it.
-            Some(Item::End { items }) if items == count => {
+            Some(Item::End { items, until }) if items == count => {
                 let bytes = place.end().0 + HEADER_BYTES as u64;
-                return check_trailer(&path, bytes).map(|()| (layout, Checkpoint { number, lsn, bytes }));
+                let span = Span { lsn, until };
+                return check_trailer(&path, bytes).map(|()| (layout, Checkpoint { number, span, bytes }));
             }
             Some(item) => show(&item),
             None => return Err(DataError::Foreign(path)),
@@ -201,8 +278,8 @@ fn check_trailer(path: &Path, bytes: u64) -> Result<(), DataError> {
 pub struct Salvage {
     /// The journal's layout.
     pub layout: Layout,
-    /// The position up to which it holds the journal.
-    pub lsn: Lsn,
+    /// What it holds of the journal.
+    pub span: Span,
     /// The bytes that cannot be read, and what they may have been.
     pub damage: Vec<(Range<u64>, String)>,
 }
@@ -223,7 +300,7 @@ pub fn salvage(directory: &Path, number: u64, mut show: impl FnMut(&Item<'_>)) -
         first.is_none().then(|| (header_range, "the beginning of a checkpoint".to_owned())).into_iter().collect();
     let bytes = &bytes[..bytes.len() - if last.is_some() { HEADER_BYTES } else { 0 }];
     let body_at = |at: usize| record::body_at(bytes.get(at..)?, layout.salt, Lsn(at as u64));
-    let (mut at, mut is_ended) = (HEADER_BYTES, false);
+    let (mut at, mut is_ended, mut span) = (HEADER_BYTES, false, Span { lsn, until: None });
     while at < bytes.len() {
         let Some(body) = body_at(at) else {
             let next = (at + 1..bytes.len()).find(|next| body_at(*next).is_some()).unwrap_or(bytes.len());
@@ -233,7 +310,7 @@ pub fn salvage(directory: &Path, number: u64, mut show: impl FnMut(&Item<'_>)) -
             continue;
         };
         match Item::decode(body) {
-            Some(Item::End { .. }) => is_ended = true,
+            Some(Item::End { until, .. }) => (is_ended, span.until) = (true, until),
             Some(item) => show(&item),
             None => damage.push((at as u64..(at + record::HEADER_BYTES + body.len()) as u64, UNKNOWN.to_owned())),
         }
@@ -245,7 +322,7 @@ pub fn salvage(directory: &Path, number: u64, mut show: impl FnMut(&Item<'_>)) -
     } else if last.is_none() && damage.is_empty() {
         damage.push((at as u64..at as u64, "what stands behind the end of a checkpoint".to_owned()));
     }
-    Ok(Salvage { layout, lsn, damage })
+    Ok(Salvage { layout, span, damage })
 }
 
 const UNKNOWN: &str = "part of a checkpoint";
@@ -259,6 +336,7 @@ fn say(item: &Item<'_>) -> String {
         Item::Group { name, .. } => format!("perhaps the group {name}"),
         Item::File { name, .. } => format!("perhaps the file {name}"),
         Item::Listing { name, .. } => format!("perhaps that somebody lists the file {name}"),
+        Item::Mailbox { user, .. } => format!("perhaps how many messages have come for user {}", user.0),
         Item::Entries { user, entries } => format!("perhaps {} waiting messages of user {}", entries.len(), user.0),
     }
 }
@@ -279,21 +357,18 @@ mod tests {
 
     const LAYOUT: Layout = Layout { salt: 7, segment_bytes: 64 * 1024 };
     const USERS: u32 = 5;
+    const SPAN: Span = Span { lsn: Lsn(99), until: Some(Lsn(120)) };
 
     fn written(directory: &Path) -> Checkpoint {
-        write(directory, LAYOUT, 3, Lsn(99), |writer| {
-            (0..USERS).try_for_each(|user| {
-                let name = format!("user{user}");
-                writer.put(&Item::User {
-                    user: UserId(user),
-                    name: &name,
-                    password_hash: "",
-                    last_id: 0,
-                    changed: Lsn(0),
-                })
-            })
-        })
-        .unwrap()
+        let names: Vec<String> = (0..USERS).map(|user| format!("user{user}")).collect();
+        let items = names.iter().zip(0..).map(|(name, user)| Item::User {
+            user: UserId(user),
+            name,
+            password_hash: "",
+            last_id: 0,
+            changed: Lsn(0),
+        });
+        write(directory, LAYOUT, 3, SPAN, items).unwrap()
     }
 
     fn users(directory: &Path) -> Result<Vec<u32>, DataError> {
@@ -312,6 +387,7 @@ mod tests {
         let checkpoint = written(directory.path());
         assert_eq!(list(directory.path()).unwrap(), BTreeSet::from([3]));
         assert_eq!(users(directory.path()).unwrap(), [0, 1, 2, 3, 4]);
+        assert_eq!(read(directory.path(), 3, |_| {}).unwrap(), (LAYOUT, checkpoint));
         let path = path(directory.path(), 3);
         let whole = fs::read(&path).unwrap();
         assert_eq!(whole.len() as u64, checkpoint.bytes);
@@ -345,6 +421,6 @@ mod tests {
         });
         assert_eq!(found, [0, 1, 3, 4]);
         let salvage = salvage.unwrap();
-        assert_eq!((salvage.layout, salvage.lsn, salvage.damage.len()), (LAYOUT, Lsn(99), 1));
+        assert_eq!((salvage.layout, salvage.span, salvage.damage.len()), (LAYOUT, SPAN, 1));
     }
 }

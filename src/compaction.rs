@@ -1,17 +1,21 @@
-//! Compaction: a new checkpoint from the last one and the journal behind it, and what is still needed of segments that
-//! hold little else, to be written again at the journal's end.
+//! Compaction: a new checkpoint from the state, and what is still needed of segments that hold little else, to be written
+//! again at the journal's end.
 //!
-//! It runs on a thread of its own, and is a replay into a state of its own: nothing is shared with the loop, which goes on
-//! meanwhile. A crash at any point of it leaves the last checkpoint and all that is needed with it.
+//! The loop writes down all but the mailboxes at once, and then mailbox by mailbox, so much a turn, while they go on changing;
+//! the journal behind the checkpoint says again what one that was written later has seen already, and that changes nothing in
+//! it. A thread of its own puts it on the disk. It counts once the journal is on the disk as far as it reaches. A crash at
+//! any point leaves the last checkpoint and all that is needed with it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io;
 use std::path::PathBuf;
 
 use crate::change::{FileId, Kept, Lsn, Place, UserId};
-use crate::checkpoint::{self, Checkpoint};
+use crate::checkpoint::{self, Checkpoint, Draft, Framing, Span};
 use crate::data::DataError;
-use crate::recovery;
+use crate::mailbox::Entry;
 use crate::segment::{self, Layout};
+use crate::snapshot::{ENTRIES_MAX, Item};
 use crate::state::State;
 use crate::texts::Texts;
 
@@ -19,6 +23,12 @@ use crate::texts::Texts;
 const SEGMENTS_OVER: u64 = 4;
 /// So much is written again after one compaction at most, so that it takes little memory.
 const RELOCATED_BYTES_MAX: u64 = 32 * 1024 * 1024;
+/// So much of the mailboxes is written down in one turn, more or less.
+pub(crate) const BLOCK_BYTES: usize = 128 * 1024;
+/// Mailboxes looked at in one turn at most.
+const MAILBOXES_PER_TURN_MAX: u32 = 4096;
+/// So many blocks may be on their way to the disk; a slower one is waited for.
+const BLOCKS_OUT_MAX: usize = 2;
 
 /// How many segments there may be when so many bytes of messages and small files are needed.
 #[must_use]
@@ -26,24 +36,31 @@ pub fn segments_max(live: u64, segment_bytes: u64) -> u64 {
     live.saturating_mul(2) / segment_bytes + SEGMENTS_OVER
 }
 
-/// What the loop wants compacted.
+/// What the loop wants done of a compaction.
 #[derive(Debug)]
-pub struct CompactionJob {
-    /// The journal up to here, which is on the disk.
-    pub upto: Lsn,
-    /// The last checkpoint.
-    pub last: Option<Checkpoint>,
-    /// The segments that are in use, or made ready.
-    pub segments: Vec<u64>,
+pub enum CompactionJob {
+    /// Begin a checkpoint of this number.
+    Begin(u64),
+    /// Go on with these bytes of it.
+    Write(Vec<u8>),
+    /// It is whole, or would be but for an item that is too long, and the journal is on the disk as far as it reaches.
+    Finish {
+        /// What it is then.
+        checkpoint: Option<Checkpoint>,
+        /// What should be written again.
+        pick: Pick,
+    },
 }
 
 /// What came of it.
 #[derive(Debug)]
-pub struct Compacted {
-    /// The new checkpoint; none when the disk has no room for it.
-    pub checkpoint: Option<Checkpoint>,
-    /// What should be written again.
-    pub relocations: Vec<Relocation>,
+pub enum Compacted {
+    /// A block is written; its memory may be used again.
+    Written(Vec<u8>),
+    /// The new checkpoint is there, and these records are to be written again.
+    Done(Checkpoint, Vec<Relocation>),
+    /// The disk has no room for it, and it was given up.
+    NoRoom,
 }
 
 /// What should be written again, so that the segment that it stands in can go.
@@ -82,111 +99,106 @@ impl Needed {
     }
 }
 
-/// What is needed of some segments, in the order in which it stands there.
-type NeededAt = BTreeMap<Place, Needed>;
-
 /// About what a record takes when it is written again.
 fn bytes_again(place: Place, needed: &Needed) -> u64 {
-    const HOLDER_BYTES: u64 = 4;
     u64::from(place.bytes) + needed.holders() as u64 * HOLDER_BYTES
 }
 
-/// Does it.
+const HOLDER_BYTES: u64 = 4;
+
+/// What is needed of the segments that are needed least, as far as there are too many.
 #[derive(Debug)]
-pub struct Compactor {
-    /// Where the segments are.
-    pub journal: PathBuf,
-    /// Where the checkpoints are.
-    pub checkpoints: PathBuf,
-    /// How the journal lies in its segments.
-    pub layout: Layout,
+pub struct Pick {
+    layout: Layout,
+    segments: BTreeSet<u64>,
+    /// In the order in which it stands there.
+    needed: BTreeMap<Place, Needed>,
+    /// Room for more of it.
+    left: u64,
 }
 
-impl Compactor {
-    /// Writes the next checkpoint and picks what should be written again.
-    ///
-    /// # Errors
-    /// [`DataError`]; the last checkpoint stays what counts.
-    pub fn run(&self, job: &CompactionJob) -> Result<Compacted, DataError> {
-        let mut state = State::new(self.layout.segment_bytes);
-        if let Some(last) = &job.last {
-            checkpoint::read(&self.checkpoints, last.number, |item| state.restore(item))?;
-        }
-        let from = job.last.map_or(self.layout.first(), |last| last.lsn);
-        let (end, _) =
-            recovery::replay(&self.journal, self.layout, from, job.upto, |change, place| state.apply(change, place))?;
-        if end != job.upto {
-            let segment = self.layout.segment(end);
-            return Err(DataError::Damaged(Layout::path(&self.journal, segment), self.layout.offset(end)));
-        }
-        let number = job.last.map_or(1, |last| last.number + 1);
-        let written = checkpoint::write(&self.checkpoints, self.layout, number, end, |writer| {
-            state.snapshot(|item| writer.put(item))
-        });
-        match written {
-            Ok(checkpoint) => {
-                Ok(Compacted { checkpoint: Some(checkpoint), relocations: self.relocations(&state, job) })
-            }
-            Err(error) if segment::is_full(&error) => Ok(Compacted { checkpoint: None, relocations: Vec::new() }),
-            Err(error) => Err(DataError::Io(checkpoint::path(&self.checkpoints, number), error)),
-        }
-    }
-
-    /// What is needed of the segments that are needed least, as far as there are too many.
-    fn relocations(&self, state: &State, job: &CompactionJob) -> Vec<Relocation> {
-        let segment_bytes = self.layout.segment_bytes;
-        let usage = state.usage();
-        let covered = job.segments.iter().copied().filter(|segment| *segment < self.layout.segment(job.upto));
+impl Pick {
+    /// Picks from these segments, of which the checkpoint covers those before `upto`.
+    fn new(state: &State, layout: Layout, upto: Lsn, segments: &BTreeSet<u64>) -> Self {
+        let (usage, segment_bytes) = (state.usage(), layout.segment_bytes);
+        let covered = segments.iter().copied().filter(|segment| *segment < layout.segment(upto));
         let (dead, mut used): (Vec<u64>, Vec<u64>) = covered.partition(|segment| usage.of(*segment).records == 0);
         used.sort_unstable_by_key(|segment| usage.of(*segment).live());
         // One fewer than there may be, so that this is not to be done again at once.
         let most = segments_max(usage.live(), segment_bytes) - 1;
-        let excess = ((job.segments.len() - dead.len()) as u64).saturating_sub(most);
-        let chosen: BTreeSet<u64> = used
+        let excess = ((segments.len() - dead.len()) as u64).saturating_sub(most);
+        let mut left = RELOCATED_BYTES_MAX;
+        let chosen = used
             .into_iter()
             .take(usize::try_from(excess).unwrap_or(usize::MAX))
             .take_while(|segment| usage.of(*segment).live() * 2 <= segment_bytes)
-            .collect();
-        if chosen.is_empty() {
-            return Vec::new();
+            // More could not be written again after this one.
+            .take_while(|segment| {
+                let is_room = left > 0;
+                left = left.saturating_sub(usage.of(*segment).live());
+                is_room
+            });
+        let segments = chosen.collect();
+        // Of a message to many, each place in a mailbox counts again.
+        let left = 2 * RELOCATED_BYTES_MAX.max(segment_bytes);
+        Self { layout, segments, needed: BTreeMap::new(), left }
+    }
+
+    /// True for what stands in a segment that was picked. One that only ends in it keeps it too.
+    fn is_picked(&self, place: Place) -> bool {
+        if self.segments.is_empty() || self.left == 0 {
+            return false;
         }
-        // One that only ends in a chosen segment keeps it too.
-        let is_in_chosen = |place: Place| {
-            let last = self.layout.segment(Lsn(place.end().0 - 1));
-            chosen.contains(&self.layout.segment(place.lsn)) || chosen.contains(&last)
-        };
-        let mut needed = NeededAt::new();
-        for (user, mailbox) in state.mailboxes() {
-            for entry in mailbox.entries().iter().filter(|entry| is_in_chosen(entry.place())) {
-                let new = || Needed::Message { sent: entry.sent(), holders: Vec::new() };
-                if let Needed::Message { holders, .. } = needed.entry(entry.place()).or_insert_with(new) {
-                    holders.push(user);
-                }
-            }
+        let last = self.layout.segment(Lsn(place.end().0 - 1));
+        self.segments.contains(&self.layout.segment(place.lsn)) || self.segments.contains(&last)
+    }
+
+    fn look_at_entry(&mut self, user: UserId, entry: &Entry) {
+        let place = entry.place();
+        if !self.is_picked(place) {
+            return;
         }
+        let mut bytes = HOLDER_BYTES;
+        let needed = self.needed.entry(place).or_insert_with(|| {
+            bytes += u64::from(place.bytes);
+            Needed::Message { sent: entry.sent(), holders: Vec::new() }
+        });
+        if let Needed::Message { holders, .. } = needed {
+            holders.push(user);
+        }
+        self.left = self.left.saturating_sub(bytes);
+    }
+
+    fn take(&mut self) -> Self {
+        let Self { segments, needed, layout, left } = self;
+        Self { segments: std::mem::take(segments), needed: std::mem::take(needed), layout: *layout, left: *left }
+    }
+
+    fn look_at_files(&mut self, state: &State) {
         for (file, stored) in state.files() {
             if let Kept::Journal(place) = stored.kept
-                && is_in_chosen(place)
+                && self.is_picked(place)
             {
-                needed.insert(place, Needed::File(file));
+                self.needed.insert(place, Needed::File(file));
+                self.left = self.left.saturating_sub(u64::from(place.bytes));
             }
         }
+    }
+
+    /// Reads the oldest of these records, as many as may be held in memory.
+    fn read(self, journal: PathBuf) -> Vec<Relocation> {
+        let Self { layout, segments, mut needed, .. } = self;
+        let segment_of = |lsn: Lsn| layout.segment(lsn);
         // Of messages that wait in a little more than half of their mailboxes, all must be written again.
         let mut written: BTreeMap<u64, u64> = BTreeMap::new();
         for (place, needed) in &needed {
-            *written.entry(self.layout.segment(place.lsn)).or_default() += bytes_again(*place, needed);
+            *written.entry(segment_of(place.lsn)).or_default() += bytes_again(*place, needed);
         }
         let is_worth_it = |segment: u64| {
-            chosen.contains(&segment) && written.get(&segment).is_none_or(|bytes| bytes * 4 <= segment_bytes * 3)
+            segments.contains(&segment)
+                && written.get(&segment).is_none_or(|bytes| bytes * 4 <= layout.segment_bytes * 3)
         };
-        needed.retain(|place, _| {
-            is_worth_it(self.layout.segment(place.lsn)) || is_worth_it(self.layout.segment(Lsn(place.end().0 - 1)))
-        });
-        self.read(needed)
-    }
-
-    /// The oldest of these records, as many as may be held in memory.
-    fn read(&self, needed: NeededAt) -> Vec<Relocation> {
+        needed.retain(|place, _| is_worth_it(segment_of(place.lsn)) || is_worth_it(segment_of(Lsn(place.end().0 - 1))));
         let mut left = RELOCATED_BYTES_MAX;
         let some: Vec<_> = needed
             .into_iter()
@@ -197,10 +209,212 @@ impl Compactor {
             })
             .collect();
         let places: Vec<Place> = some.iter().map(|(place, _)| *place).collect();
-        let records = Texts::new(self.journal.clone(), self.layout).read_each(&places);
+        let records = Texts::new(journal, layout).read_each(&places);
         // One that is not there any more has been read meanwhile, and its segment freed. One that is damaged stays where it
         // is, and whoever asks for it is told.
         let found = some.into_iter().zip(records).filter_map(|(known, record)| Some((known, record?)));
         found.map(|((place, needed), record)| Relocation { place, needed, record }).collect()
+    }
+}
+
+/// The loop's side of a compaction.
+#[derive(Debug)]
+pub struct Compaction {
+    number: u64,
+    framing: Framing,
+    span: Span,
+    stage: Stage,
+    pick: Pick,
+    block_bytes: usize,
+    blocks_out: usize,
+    spare: Vec<u8>,
+}
+
+#[derive(Debug)]
+enum Stage {
+    /// Nothing is written down yet.
+    Fresh(Vec<u8>),
+    /// This mailbox comes next, from what was sent to it at a position on, up to the last that there was in the beginning.
+    Mailboxes { next: UserId, from: Lsn, end: UserId },
+    /// All is written down; it waits for the journal.
+    Written { bytes: Option<u64> },
+    /// It is on its way to the disk.
+    Finishing,
+}
+
+impl Compaction {
+    /// A new checkpoint, behind `last`, of a journal that ends at `lsn` and lies in these segments, about so many bytes of it in
+    /// a turn.
+    #[must_use]
+    pub fn new(
+        state: &State,
+        layout: Layout,
+        lsn: Lsn,
+        last: Option<Checkpoint>,
+        segments: &BTreeSet<u64>,
+        block_bytes: usize,
+    ) -> Self {
+        let number = last.map_or(1, |last| last.number + 1);
+        let mut block = Vec::new();
+        let framing = Framing::begin(layout, number, lsn, &mut block);
+        let pick = Pick::new(state, layout, lsn, segments);
+        let span = Span { lsn, until: None };
+        Self { number, framing, span, stage: Stage::Fresh(block), pick, block_bytes, blocks_out: 0, spare: Vec::new() }
+    }
+
+    /// True when a step would do something.
+    #[must_use]
+    pub fn has_work(&self, synced: Lsn) -> bool {
+        match self.stage {
+            Stage::Fresh(_) => true,
+            Stage::Mailboxes { .. } => self.blocks_out < BLOCKS_OUT_MAX,
+            Stage::Written { .. } => self.span.until.is_none_or(|until| until <= synced),
+            Stage::Finishing => false,
+        }
+    }
+
+    /// Does this turn's share. The journal ends at `end`, and is on the disk up to `synced`. Before the first, the state must
+    /// not have changed since it was begun.
+    pub fn step(&mut self, state: &State, end: Lsn, synced: Lsn, mut submit: impl FnMut(CompactionJob)) {
+        if !self.has_work(synced) {
+            return;
+        }
+        match std::mem::replace(&mut self.stage, Stage::Finishing) {
+            Stage::Fresh(mut block) => {
+                submit(CompactionJob::Begin(self.number));
+                state.snapshot(|item| self.framing.put(item, &mut block));
+                self.pick.look_at_files(state);
+                self.submit(block, &mut submit);
+                self.stage = Stage::Mailboxes { next: UserId(0), from: Lsn(0), end: state.next_user() };
+            }
+            Stage::Mailboxes { next, from, end: users_end } => {
+                let mut block = std::mem::take(&mut self.spare);
+                let (next, from) = self.write_mailboxes(state, next, from, users_end, &mut block);
+                self.stage = if next < users_end {
+                    Stage::Mailboxes { next, from, end: users_end }
+                } else {
+                    self.span.until = Some(end);
+                    // The framing is used up.
+                    Stage::Written { bytes: self.framing.end(self.span.until, &mut block) }
+                };
+                self.submit(block, &mut submit);
+            }
+            Stage::Written { bytes } => {
+                let Self { number, span, .. } = *self;
+                let checkpoint = bytes.map(|bytes| Checkpoint { number, span, bytes });
+                submit(CompactionJob::Finish { checkpoint, pick: self.pick.take() });
+            }
+            Stage::Finishing => {}
+        }
+    }
+
+    fn submit(&mut self, block: Vec<u8>, submit: &mut impl FnMut(CompactionJob)) {
+        self.blocks_out += 1;
+        submit(CompactionJob::Write(block));
+    }
+
+    /// Takes back the memory of a block that is on the disk.
+    pub fn written(&mut self, mut block: Vec<u8>) {
+        self.blocks_out -= 1;
+        if block.capacity() <= 4 * self.block_bytes {
+            block.clear();
+            self.spare = block;
+        }
+    }
+
+    /// Writes down mailboxes from one on, until that is about a block. Says where it stopped.
+    fn write_mailboxes(
+        &mut self,
+        state: &State,
+        first: UserId,
+        mut from: Lsn,
+        end: UserId,
+        block: &mut Vec<u8>,
+    ) -> (UserId, Lsn) {
+        let entries_max = ENTRIES_MAX.min(self.block_bytes / size_of::<Entry>() + 1);
+        let last = UserId(first.0.saturating_add(MAILBOXES_PER_TURN_MAX).min(end.0));
+        for user in (first.0..last.0).map(UserId) {
+            let from = std::mem::take(&mut from);
+            // One that has been removed is empty when the journal comes to that.
+            let Some(account) = state.user(user) else { continue };
+            let mailbox = &account.mailbox;
+            let mut rest = mailbox.entries().range(mailbox.position(from)..);
+            while rest.len() > 0 {
+                if block.len() >= self.block_bytes {
+                    // What comes to it meanwhile stands behind what is there.
+                    return (user, rest.next().map_or(from, Entry::sent));
+                }
+                let entries: Vec<Entry> = rest.by_ref().take(entries_max).copied().collect();
+                if !self.pick.segments.is_empty() {
+                    entries.iter().for_each(|entry| self.pick.look_at_entry(user, entry));
+                }
+                self.framing.put(&Item::Entries { user, entries }, block);
+            }
+            if mailbox.changed() >= self.span.lsn {
+                let (last_id, changed) = (mailbox.last_id(), mailbox.changed());
+                self.framing.put(&Item::Mailbox { user, last_id, changed }, block);
+            }
+            if block.len() >= self.block_bytes {
+                return (UserId(user.0 + 1), Lsn(0));
+            }
+        }
+        (last, Lsn(0))
+    }
+}
+
+/// Puts checkpoints on the disk.
+#[derive(Debug)]
+pub struct Compactor {
+    journal: PathBuf,
+    checkpoints: PathBuf,
+    /// The one that is being written; none when there was no room for it.
+    draft: Option<Draft>,
+}
+
+impl Compactor {
+    /// For the segments in `journal`, and checkpoints in `checkpoints`.
+    #[must_use]
+    pub fn new(journal: PathBuf, checkpoints: PathBuf) -> Self {
+        Self { journal, checkpoints, draft: None }
+    }
+
+    /// Does a job. What comes for a checkpoint that was given up comes to nothing.
+    ///
+    /// # Errors
+    /// [`DataError`]; the last checkpoint stays what counts.
+    pub fn run(&mut self, job: CompactionJob) -> Result<Option<Compacted>, DataError> {
+        let (number, done) = match job {
+            CompactionJob::Begin(number) => {
+                let begun = Draft::begin(&self.checkpoints, number);
+                (
+                    number,
+                    begun.map(|draft| {
+                        self.draft = Some(draft);
+                        None
+                    }),
+                )
+            }
+            CompactionJob::Write(block) => {
+                let Some(draft) = &mut self.draft else { return Ok(None) };
+                (draft.number(), draft.write(&block).map(|()| Some(Compacted::Written(block))))
+            }
+            CompactionJob::Finish { checkpoint, pick } => {
+                let Some(draft) = self.draft.take() else { return Ok(None) };
+                let number = draft.number();
+                let finished = checkpoint.ok_or_else(checkpoint::too_long).and_then(|checkpoint| {
+                    draft.finish()?;
+                    Ok(Some(Compacted::Done(checkpoint, pick.read(self.journal.clone()))))
+                });
+                (number, finished)
+            }
+        };
+        done.or_else(|error: io::Error| {
+            self.draft = None;
+            if segment::is_full(&error) {
+                Ok(Some(Compacted::NoRoom))
+            } else {
+                Err(DataError::Io(checkpoint::path(&self.checkpoints, number), error))
+            }
+        })
     }
 }

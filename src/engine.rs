@@ -212,9 +212,10 @@ impl Engine {
         &self.service.limits
     }
 
-    /// Handles so much of a file at once, rounded down to a multiple of three.
+    /// Handles so much of a file at once, rounded down to a multiple of three, and so much of a checkpoint.
     pub fn set_block_bytes(&mut self, bytes: usize) {
         self.service.block_bytes = (bytes / 3 * 3).max(3);
+        self.service.upkeep.block_bytes = bytes;
     }
 
     /// How many connections there are.

@@ -29,7 +29,7 @@
 //!
 //! Invariants:
 //! - State changes only in [`state::State::apply`], which is deterministic; start-up is the last checkpoint and the same
-//!   `apply` over the journal behind it, and so is the making of the next checkpoint.
+//!   `apply` over the journal behind it. What a mailbox in a checkpoint has seen already changes nothing in it.
 //! - A reply that says OK is written after the journal batch that it depends on is durable, and so is a reply that shows
 //!   what is not durable yet.
 //! - Everything between [`net`] and the helper threads runs without a socket, a clock, a file or randomness.

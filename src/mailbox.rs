@@ -125,9 +125,9 @@ impl Mailbox {
         self.entries.get(self.position(lsn)).filter(|entry| entry.sent == lsn)
     }
 
-    /// Begins with what a mailbox that is empty now has seen before.
-    pub(crate) fn restore(last_id: u64, changed: Lsn) -> Self {
-        Self { last_id, changed, ..Self::default() }
+    /// Puts back what it has seen.
+    pub(crate) fn restore_counters(&mut self, last_id: u64, changed: Lsn) {
+        (self.last_id, self.changed) = (last_id, changed);
     }
 
     /// Puts an entry behind the others.
@@ -135,13 +135,16 @@ impl Mailbox {
         self.push_entry(entry);
     }
 
-    /// Takes a new message.
-    pub(crate) fn push(&mut self, place: Place, holders: usize) -> Entry {
+    /// Takes a new message; none if it has seen what is new since then, as a mailbox of a checkpoint may have.
+    pub(crate) fn push(&mut self, place: Place, holders: usize) -> Option<Entry> {
+        if place.lsn <= self.changed {
+            return None;
+        }
         self.changed = place.lsn;
         self.last_id += 1;
         let entry = Entry::new(self.last_id, place, holders);
         self.push_entry(entry);
-        entry
+        Some(entry)
     }
 
     fn push_entry(&mut self, entry: Entry) {
@@ -155,7 +158,7 @@ impl Mailbox {
 
     /// Takes away the messages from the first to the last, by when they were sent, and shows each.
     pub(crate) fn remove(&mut self, lsn: Lsn, first: Lsn, last: Lsn, mut removed: impl FnMut(&Entry)) {
-        self.changed = lsn;
+        self.changed = self.changed.max(lsn);
         let Range { start, end } = self.position(first)..self.position(last.next());
         if start >= end {
             return;
@@ -192,11 +195,11 @@ mod tests {
     fn a_pending_message_takes_at_most_32_bytes_however_many_there_are() {
         let mut mailbox = Mailbox::default();
         for number in 0..1_000_000 {
-            mailbox.push(place(number * 100, 100), 1);
+            mailbox.push(place(number * 100 + 1, 100), 1);
             let len = mailbox.entries.len();
             assert!(len < 16 || mailbox.entries.capacity() * size_of::<Entry>() <= 32 * len, "{len}");
         }
-        mailbox.remove(Lsn(1), Lsn(0), Lsn(999_989 * 100), |_| {});
+        mailbox.remove(Lsn(1), Lsn(0), Lsn(999_989 * 100 + 1), |_| {});
         assert_eq!(mailbox.entries.len(), 10);
         assert!(mailbox.entries.capacity() < 1000, "what was read gives its memory back");
         assert_eq!((mailbox.bytes(), mailbox.last_id()), (1000, 1_000_000));
@@ -230,13 +233,13 @@ mod tests {
     fn a_message_that_is_written_again_keeps_its_order_and_its_id() {
         let mut mailbox = Mailbox::default();
         for number in 0..3 {
-            mailbox.push(place(number * 100, 100), 4);
+            mailbox.push(place(number * 100 + 1, 100), 4);
         }
-        let (before, now) = mailbox.relocate(Lsn(100), place(900, 120), 1).unwrap();
-        assert_eq!((before.place(), now.place()), (place(100, 100), place(900, 120)));
+        let (before, now) = mailbox.relocate(Lsn(101), place(900, 120), 1).unwrap();
+        assert_eq!((before.place(), now.place()), (place(101, 100), place(900, 120)));
         assert_eq!((before.share(), now.share()), (25 * PARTS, 120 * PARTS));
         let order: Vec<(u64, u64)> = mailbox.entries().iter().map(|entry| (entry.sent().0, entry.id(3))).collect();
-        assert_eq!(order, [(0, 1), (100, 2), (200, 3)]);
+        assert_eq!(order, [(1, 1), (101, 2), (201, 3)]);
         assert_eq!(mailbox.bytes(), 320);
         assert_eq!(mailbox.relocate(Lsn(900), place(1, 1), 1), None);
     }

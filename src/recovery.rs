@@ -77,14 +77,15 @@ pub fn recover(root: &DataDirectory, access: Access, segment_bytes: u64) -> Resu
         }
         None => None,
     };
-    let from = checkpoint.map_or(layout.first(), |checkpoint| checkpoint.lsn);
+    let from = checkpoint.map_or(layout.first(), |checkpoint| checkpoint.span.lsn);
     found.check_is_there(layout, from, &journal)?;
     let mut progress = Progress::new(from, found.end(layout));
     let (end, changes) = replay(&journal, layout, from, Lsn(u64::MAX), |change, place| {
         state.apply(change, place);
         progress.look(place.lsn);
     })?;
-    if synced_past(&journal, layout, &found.segments, end).map_err(failed)? {
+    let is_short = checkpoint.and_then(|checkpoint| checkpoint.span.until).is_some_and(|until| end < until);
+    if is_short || synced_past(&journal, layout, &found.segments, end).map_err(failed)? {
         return Err(DataError::Damaged(Layout::path(&journal, layout.segment(end)), layout.offset(end)));
     }
 
@@ -399,6 +400,9 @@ mod tests {
     use super::sample::{SEGMENT_BYTES, Sample};
     use super::*;
     use crate::aligned::BLOCK_BYTES;
+    use crate::change::{Target, UserId};
+    use crate::check::check;
+    use crate::checkpoint::Span;
     use crate::journal::Journal;
     use crate::log::{Log, Need, Sync};
 
@@ -457,6 +461,47 @@ mod tests {
                 assert!(is_named, "byte {at} bit {bit}: {error}");
                 assert_eq!(fs::read(&path).unwrap(), flipped);
             }
+        }
+    }
+
+    #[test]
+    fn a_checkpoint_that_reaches_further_than_its_journal_is_damage_that_can_be_gone_over() {
+        for missing in [0, 40, 5000, 3 * SEGMENT_BYTES] {
+            let Sample { root, directory, layout, places, starts } = Sample::new(3, 20, false);
+            let until = Lsn(places[5].end().0 + missing);
+            let span = Span { lsn: starts[1], until: Some(until) };
+            let counters = Item::Counters { users: 2, groups: 0, files: 0 };
+            let user =
+                |user, name| Item::User { user: UserId(user), name, password_hash: "", last_id: 0, changed: Lsn(0) };
+            let seen = Item::Mailbox { user: UserId(1), last_id: 7, changed: Lsn(until.0 - 30) };
+            let items = [counters, user(0, "messi"), user(1, "henderson"), seen];
+            checkpoint::write(&directory.checkpoints(), layout, 1, span, items).unwrap();
+            let recovered = recover(&directory, Access::Buffered, SEGMENT_BYTES);
+            if missing > 0 {
+                assert!(matches!(recovered, Err(DataError::Damaged(..))), "{missing}: {recovered:?}");
+                drop(directory);
+                assert!(!check(root.path(), false).unwrap().is_good());
+                assert!(check(root.path(), true).unwrap().is_good());
+            } else {
+                recovered.unwrap();
+                drop(directory);
+            }
+            let report = check(root.path(), false).unwrap();
+            assert!(report.is_good(), "{report}");
+            let directory = DataDirectory::open(root.path()).unwrap();
+            let Recovered { mut state, end, .. } = recover(&directory, Access::Buffered, SEGMENT_BYTES).unwrap();
+            assert!(end >= until, "what comes next is new to every mailbox");
+            assert_eq!(state.users().count(), 6);
+            let change = Change::MessageSent {
+                from: UserId(0),
+                to: Target::User(UserId(1)),
+                at: 0,
+                from_name: "messi",
+                to_name: "henderson",
+                text: "halo",
+            };
+            state.apply(&change, Place { lsn: end, bytes: 50 });
+            assert_eq!(state.user(UserId(1)).unwrap().mailbox.last_id(), 8);
         }
     }
 

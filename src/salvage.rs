@@ -52,7 +52,8 @@ pub struct Survey {
     pub damage: Vec<Range<Lsn>>,
 }
 
-/// Shows what can be read of a journal from a position on, damaged or not, and changes nothing.
+/// Shows what can be read of a journal from a position on, damaged or not, and changes nothing. It had been synced up to the
+/// end of `known` at least.
 ///
 /// # Errors
 /// [`DataError`], but not for damage.
@@ -60,27 +61,30 @@ pub fn survey(
     journal: &Path,
     layout: Layout,
     segments: &BTreeSet<u64>,
-    from: Lsn,
+    known: Range<Lsn>,
     mut show: impl FnMut(&Change<'_>, Place),
 ) -> Result<Survey, DataError> {
     let failed = |error| DataError::Io(journal.to_owned(), error);
-    let mut survey = Survey { changes: 0, end: from, damage: Vec::new() };
-    let mut at = from;
+    let mut survey = Survey { changes: 0, end: known.start, damage: Vec::new() };
+    let mut at = known.start;
     loop {
         let (end, changes) = recovery::replay(journal, layout, at, Lsn(u64::MAX), &mut show)?;
         survey.changes += changes;
         // As at the start of a server: what nobody says had been synced is the torn end of a write.
-        if !recovery::synced_past(journal, layout, segments, end).map_err(failed)? {
+        if end >= known.end && !recovery::synced_past(journal, layout, segments, end).map_err(failed)? {
             survey.end = end;
             return Ok(survey);
         }
-        at = next_record(journal, layout, segments, end).map_err(failed)?;
+        at = match next_record(journal, layout, segments, end).map_err(failed)? {
+            Some(next) => next,
+            None => known.end.max(layout.start(segments.last().map_or(0, |last| last + 1))),
+        };
         survey.damage.push(end..at);
     }
 }
 
-/// The first whole record behind the bad one at `bad`. Something has said that there is one.
-fn next_record(journal: &Path, layout: Layout, segments: &BTreeSet<u64>, bad: Lsn) -> io::Result<Lsn> {
+/// The first whole record behind the bad one at `bad`.
+fn next_record(journal: &Path, layout: Layout, segments: &BTreeSet<u64>, bad: Lsn) -> io::Result<Option<Lsn>> {
     let end = layout.start(segments.last().map_or(0, |last| last + 1));
     let mut at = Lsn(bad.0 + RECORD_BYTES_MIN as u64);
     let mut window = Vec::new();
@@ -93,12 +97,12 @@ fn next_record(journal: &Path, layout: Layout, segments: &BTreeSet<u64>, bad: Ls
             record::body_at(&window[*start..], layout.salt, lsn).is_some()
         };
         if let Some(start) = (0..searched).find(is_whole) {
-            return Ok(Lsn(at.0 + start as u64));
+            return Ok(Some(Lsn(at.0 + start as u64)));
         }
         // A file that is short or missing is gone over.
         at = if searched > 0 { Lsn(at.0 + searched as u64) } else { layout.start(layout.segment(at) + 1) };
     }
-    Ok(end)
+    Ok(None)
 }
 
 /// The damage as a person may want to know it, record by record as far as they can be told apart.
@@ -232,10 +236,11 @@ mod tests {
         let segments = crate::segment::list(&sample.directory.journal()).unwrap();
         let mut users = Vec::new();
         let journal = sample.directory.journal();
-        let survey = survey(&journal, sample.layout, &segments, sample.layout.first(), |change, _| match change {
-            Change::UserAdded { user, .. } => users.push(user.0),
-            other => panic!("nobody wrote {other:?}"),
-        });
+        let survey =
+            survey(&journal, sample.layout, &segments, sample.layout.first()..Lsn(0), |change, _| match change {
+                Change::UserAdded { user, .. } => users.push(user.0),
+                other => panic!("nobody wrote {other:?}"),
+            });
         (survey.unwrap(), users)
     }
 

@@ -61,9 +61,16 @@ pub enum Item<'a> {
         user: UserId,
         entries: Vec<Entry>,
     },
-    /// So many items came before, and none follows.
+    /// How a mailbox was when the last of its entries was written, if a message has come or gone since the rest was.
+    Mailbox {
+        user: UserId,
+        last_id: u64,
+        changed: Lsn,
+    },
+    /// So many items came before, and none follows. What they hold of mailboxes is no younger than `until`.
     End {
         items: u64,
+        until: Option<Lsn>,
     },
 }
 
@@ -97,7 +104,9 @@ impl<'a> Item<'a> {
             }
             Self::Listing { user, party, name, files } => put(out, 6, &[user, party, name, &files.as_slice()]),
             Self::Entries { user, entries } => put(out, 7, &[user, &entries.as_slice()]),
-            Self::End { items } => put(out, 8, &[items]),
+            Self::Mailbox { user, last_id, changed } => put(out, 11, &[user, last_id, changed]),
+            Self::End { items, until: None } => put(out, 8, &[items]),
+            Self::End { items, until: Some(until) } => put(out, 12, &[items, until]),
         }
     }
 
@@ -145,7 +154,9 @@ impl<'a> Item<'a> {
                 files: fields.take()?,
             },
             7 => Self::Entries { user: fields.take()?, entries: fields.take()? },
-            8 => Self::End { items: fields.take()? },
+            8 => Self::End { items: fields.take()?, until: None },
+            11 => Self::Mailbox { user: fields.take()?, last_id: fields.take()?, changed: fields.take()? },
+            12 => Self::End { items: fields.take()?, until: Some(fields.take()?) },
             _ => return None,
         };
         fields.0.is_empty().then_some(item)
@@ -162,10 +173,12 @@ fn put(out: &mut Vec<u8>, kind: u8, fields: &[&dyn Put]) {
 impl Put for Entry {
     fn put(&self, out: &mut Vec<u8>) {
         let (sent, lsn, size, id) = self.parts();
-        sent.put(out);
-        lsn.put(out);
-        size.put(out);
-        id.put(out);
+        let mut encoded = [0; 24];
+        encoded[..8].copy_from_slice(&sent.0.to_le_bytes());
+        encoded[8..16].copy_from_slice(&lsn.0.to_le_bytes());
+        encoded[16..20].copy_from_slice(&size.to_le_bytes());
+        encoded[20..].copy_from_slice(&id.to_le_bytes());
+        out.extend_from_slice(&encoded);
     }
 }
 
@@ -201,7 +214,8 @@ mod tests {
                 },
                 Item::Listing { user, party: name, name, files: ids.iter().map(|id| FileId(u64::from(*id))).collect() },
                 Item::Entries { user, entries: entries.collect() },
-                Item::End { items: b },
+                Item::Mailbox { user, last_id: b, changed: Lsn(b) },
+                Item::End { items: b, until: secret.then_some(Lsn(b)) },
             ];
             for item in items {
                 let mut encoded = Vec::new();

@@ -8,8 +8,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::{BuildHasherDefault, Hasher};
 
 use crate::change::{Change, FileId, GroupId, Holders, Kept, Lsn, Place, SessionId, Target, UserId};
-use crate::mailbox::{Entry, Mailbox};
-use crate::snapshot::{ENTRIES_MAX, Item};
+use crate::mailbox::Mailbox;
+use crate::snapshot::Item;
 use crate::usage::Usage;
 
 /// A token is good for this long after its last use.
@@ -522,7 +522,7 @@ impl State {
         match to {
             Target::User(user) => {
                 if let Some(Some(user)) = self.users.get_mut(user.0 as usize) {
-                    self.usage.add(&user.mailbox.push(place, 1));
+                    user.mailbox.push(place, 1).iter().for_each(|entry| self.usage.add(entry));
                 }
             }
             Target::Group(group) => {
@@ -532,7 +532,7 @@ impl State {
                 let holders = others.clone().count();
                 for member in others {
                     if let Some(Some(user)) = self.users.get_mut(member.0 as usize) {
-                        self.usage.add(&user.mailbox.push(place, holders));
+                        user.mailbox.push(place, holders).iter().for_each(|entry| self.usage.add(entry));
                     }
                 }
             }
@@ -673,51 +673,42 @@ impl State {
 
 /// The way into a checkpoint and back.
 impl State {
-    /// Shows everything that there is, in items that [`Self::restore`] makes the same state of.
-    pub fn snapshot<E>(&self, mut show: impl FnMut(&Item<'_>) -> Result<(), E>) -> Result<(), E> {
+    /// Shows everything that there is but for what waits in mailboxes, in items that [`Self::restore`] makes the same of.
+    pub fn snapshot(&self, mut show: impl FnMut(&Item<'_>)) {
         let users = self.next_user().0;
-        show(&Item::Counters { users, groups: self.groups_next, files: self.files_next })?;
+        show(&Item::Counters { users, groups: self.groups_next, files: self.files_next });
         let users = || (0..).map(UserId).zip(&self.users).filter_map(|(id, user)| Some((id, user.as_deref()?)));
         for (user, account) in users() {
             let User { name, password_hash, mailbox, .. } = account;
             let (last_id, changed) = (mailbox.last_id(), mailbox.changed());
-            show(&Item::User { user, name, password_hash, last_id, changed })?;
+            show(&Item::User { user, name, password_hash, last_id, changed });
         }
         for (group, known) in &self.groups {
             let Group { name, owner, members, secret_hash } = known;
             let (secret_hash, members) = (secret_hash.as_deref(), members.clone());
-            show(&Item::Group { group: *group, name, owner: *owner, secret_hash, members })?;
+            show(&Item::Group { group: *group, name, owner: *owner, secret_hash, members });
         }
         for (file, stored) in &self.files {
             let StoredFile { from, to, name, bytes, lsn, kept, holders } = stored;
             let is_current = self.files_by_origin.get(&(*from, *to, name.clone())) == Some(file);
             let (file, from, to, bytes, lsn, kept) = (*file, *from, *to, *bytes, *lsn, *kept);
             let holders = holders.clone();
-            show(&Item::File { file, from, to, name, bytes, lsn, is_current, holders, kept })?;
+            show(&Item::File { file, from, to, name, bytes, lsn, is_current, holders, kept });
         }
         for (user, account) in users() {
             for (party, names) in &account.files {
                 for (name, files) in names {
-                    show(&Item::Listing { user, party, name, files: files.clone() })?;
+                    show(&Item::Listing { user, party, name, files: files.clone() });
                 }
             }
             for session in &account.sessions {
                 let used = self.sessions.get(session).map_or(0, |session| session.used);
-                show(&Item::Session { session: *session, user, used })?;
-            }
-            let mut entries = account.mailbox.entries().iter().copied();
-            loop {
-                let some: Vec<Entry> = entries.by_ref().take(ENTRIES_MAX).collect();
-                if some.is_empty() {
-                    break;
-                }
-                show(&Item::Entries { user, entries: some })?;
+                show(&Item::Session { session: *session, user, used });
             }
         }
-        Ok(())
     }
 
-    /// Puts back what [`Self::snapshot`] showed. An item that names what is not there changes nothing.
+    /// Puts back what [`Self::snapshot`] showed, and mailboxes. An item that names what is not there changes nothing.
     pub fn restore(&mut self, item: &Item<'_>) {
         match item {
             Item::Counters { users, groups, files } => {
@@ -732,7 +723,7 @@ impl State {
                 }
                 let Some(place) = self.users.get_mut(user.0 as usize) else { return };
                 let mut restored = User::new(name, password_hash);
-                restored.mailbox = Mailbox::restore(*last_id, *changed);
+                restored.mailbox.restore_counters(*last_id, *changed);
                 *place = Some(Box::new(restored));
                 self.names.insert((*name).into(), Owner::User(*user));
             }
@@ -771,6 +762,11 @@ impl State {
                     let before = names.insert((*name).into(), files.clone());
                     account.listed_files += files.len();
                     account.listed_files -= before.map_or(0, |files| files.len());
+                }
+            }
+            Item::Mailbox { user, last_id, changed } => {
+                if let Some(account) = self.user_mut(*user) {
+                    account.mailbox.restore_counters(*last_id, *changed);
                 }
             }
             Item::Entries { user, entries } => {

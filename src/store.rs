@@ -119,7 +119,7 @@ impl Store {
         let disk = Disk {
             journal: Journal::open(&journal, layout, access, end).map_err(failed(&journal))?,
             space,
-            compactor: Compactor { journal: journal.clone(), checkpoints, layout },
+            compactor: Compactor::new(journal.clone(), checkpoints),
             texts: Texts::new(journal, layout),
             files,
         };
@@ -207,7 +207,11 @@ impl Workers for StoreWorkers {
                 }
                 report(Completion::Space(done));
             }
-            Job::Compact(job) => report(Completion::Compacted(compactor.run(&job).map_err(WorkError::Checkpoint)?)),
+            Job::Compact(job) => {
+                if let Some(compacted) = compactor.run(job).map_err(WorkError::Checkpoint)? {
+                    report(Completion::Compacted(compacted));
+                }
+            }
         }
         Ok(())
     }

@@ -128,7 +128,7 @@ impl Threads {
             spawn("space", Box::new(move || run_space(space, &space_to_make, &segments, &for_space)))?,
         ];
         // A stop does not wait for this one: what it leaves unfinished is nobody's.
-        spawn("compaction", Box::new(move || run_compaction(&compactor, &to_compact, &for_compaction)))?;
+        spawn("compaction", Box::new(move || run_compaction(compactor, &to_compact, &for_compaction)))?;
         Ok(Self {
             journal: journal_jobs,
             files: file_jobs,
@@ -258,10 +258,10 @@ fn run_space(mut space: Space, jobs: &Receiver<SpaceJob>, journal: &Sender<Journ
     }
 }
 
-fn run_compaction(compactor: &Compactor, jobs: &Receiver<CompactionJob>, reporter: &Reporter) {
+fn run_compaction(mut compactor: Compactor, jobs: &Receiver<CompactionJob>, reporter: &Reporter) {
     for job in jobs.iter().take_while(|_| !reporter.is_finishing.load(Ordering::SeqCst)) {
-        let report = compactor.run(&job).map(Completion::Compacted).map_err(WorkError::Checkpoint);
-        if !reporter.say(report) {
+        let done = compactor.run(job).map_err(WorkError::Checkpoint).transpose();
+        if !done.is_none_or(|done| reporter.say(done.map(Completion::Compacted))) {
             return;
         }
     }

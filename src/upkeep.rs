@@ -9,7 +9,7 @@ use tracing::{debug, info, warn};
 
 use crate::change::{Change, FileId, Holders, Kept, Lsn, Place, UserId};
 use crate::checkpoint::Checkpoint;
-use crate::compaction::{Compacted, CompactionJob, Needed, Relocation, segments_max};
+use crate::compaction::{BLOCK_BYTES, Compacted, Compaction, Needed, Relocation, segments_max};
 use crate::engine::{Host, Job};
 use crate::log::{Log, Need};
 use crate::record;
@@ -56,7 +56,9 @@ pub(crate) struct Upkeep {
     /// And it was to make a segment.
     is_more_wanted: bool,
     retry_at: u64,
-    is_compacting: bool,
+    compaction: Option<Compaction>,
+    /// A checkpoint is written down about so much at once.
+    pub(crate) block_bytes: usize,
     compact_at: u64,
     /// The disk had no room for the last one.
     is_checkpoint_refused: bool,
@@ -81,7 +83,8 @@ impl Upkeep {
             is_asked: false,
             is_more_wanted: false,
             retry_at: 0,
-            is_compacting: false,
+            compaction: None,
+            block_bytes: BLOCK_BYTES,
             compact_at: 0,
             is_checkpoint_refused: false,
             useless: None,
@@ -111,14 +114,15 @@ impl Upkeep {
             self.free_if_unneeded(segment, state, log);
         }
         self.ask_for_space(state, log, now, host);
-        self.compact_if_due(state, log, checkpoint_bytes, now, host);
+        self.compact(state, log, checkpoint_bytes, now, host);
     }
 
     /// True when a turn would write something again, or let go of something.
     pub(crate) fn has_work(&self, log: &Log) -> bool {
         let has_freed = self.freed.front().is_some_and(|(end, _)| *end <= log.synced()) || !self.outdated.is_empty();
         let may_free = has_freed && self.holds == 0 && !self.is_asked;
-        may_free || (!self.relocations.is_empty() && !log.must_wait())
+        let is_compacting = self.compaction.as_ref().is_some_and(|compaction| compaction.has_work(log.synced()));
+        may_free || is_compacting || (!self.relocations.is_empty() && !log.must_wait())
     }
 
     /// When a turn is due at the latest.
@@ -150,24 +154,33 @@ impl Upkeep {
         self.disk = Some(done);
     }
 
-    /// Takes a new checkpoint, and what should be written again.
+    /// Takes what came of a compaction: at last a new checkpoint, and what should be written again.
     pub(crate) fn compacted(&mut self, compacted: Compacted, state: &State, log: &Log, now: u64) {
-        self.is_compacting = false;
-        let Compacted { checkpoint, relocations } = compacted;
-        let Some(checkpoint) = checkpoint else {
-            if !std::mem::replace(&mut self.is_checkpoint_refused, true) {
-                warn!("the disk has no room for a checkpoint; it is tried again until it has");
+        let (checkpoint, relocations) = match compacted {
+            Compacted::Written(block) => {
+                if let Some(compaction) = &mut self.compaction {
+                    compaction.written(block);
+                }
+                return;
             }
-            self.compact_at = now + RETRY_MS;
-            return;
+            Compacted::NoRoom => {
+                self.compaction = None;
+                if !std::mem::replace(&mut self.is_checkpoint_refused, true) {
+                    warn!("the disk has no room for a checkpoint; it is tried again until it has");
+                }
+                self.compact_at = now + RETRY_MS;
+                return;
+            }
+            Compacted::Done(checkpoint, relocations) => (checkpoint, relocations),
         };
+        self.compaction = None;
         self.is_checkpoint_refused = false;
         debug!(number = checkpoint.number, bytes = checkpoint.bytes, moves = relocations.len(), "checkpoint made");
         self.outdated.extend(self.checkpoint.replace(checkpoint).map(|last| last.number));
         let before = self.freed.len();
         self.free_unneeded(state, log);
         let is_useful = self.freed.len() > before || !relocations.is_empty();
-        self.useless = (!is_useful).then_some((checkpoint.lsn, state.usage().live()));
+        self.useless = (!is_useful).then_some((checkpoint.span.lsn, state.usage().live()));
         self.relocations.extend(relocations);
     }
 
@@ -197,7 +210,7 @@ impl Upkeep {
     }
 
     fn free_if_unneeded(&mut self, segment: u64, state: &State, log: &Log) {
-        let covered = self.checkpoint.map_or(0, |checkpoint| log.layout().segment(checkpoint.lsn));
+        let covered = self.checkpoint.map_or(0, |checkpoint| log.layout().segment(checkpoint.span.lsn));
         let is_needed = segment >= covered || state.usage().of(segment).records > 0;
         if !is_needed && self.segments.remove(&segment) {
             self.freed.push_back((log.end(), segment));
@@ -232,22 +245,26 @@ impl Upkeep {
         }
     }
 
-    fn compact_if_due(&mut self, state: &State, log: &Log, checkpoint_bytes: u64, now: u64, host: &mut impl Host) {
+    /// Begins a compaction when one is due, and goes on with it.
+    fn compact(&mut self, state: &State, log: &Log, checkpoint_bytes: u64, now: u64, host: &mut impl Host) {
         if now >= self.compact_at && self.is_compaction_due(state, log, checkpoint_bytes) {
-            self.is_compacting = true;
-            let segments = self.segments.iter().copied().collect();
-            host.submit(Job::Compact(CompactionJob { upto: log.synced(), last: self.checkpoint, segments }));
+            let (segments, block_bytes) = (&self.segments, self.block_bytes);
+            self.compaction =
+                Some(Compaction::new(state, log.layout(), log.end(), self.checkpoint, segments, block_bytes));
+        }
+        if let Some(compaction) = &mut self.compaction {
+            compaction.step(state, log.end(), log.synced(), |job| host.submit(Job::Compact(job)));
         }
     }
 
     /// True when the journal behind the last checkpoint is too long, or when there are as many segments as there may be, or
     /// no room for more; but not when the last one was of no use and little has changed since.
     fn is_compaction_due(&self, state: &State, log: &Log, checkpoint_bytes: u64) -> bool {
-        if self.is_compacting || self.holds > 0 || !self.relocations.is_empty() || self.disk.is_none() {
+        if self.compaction.is_some() || self.holds > 0 || !self.relocations.is_empty() || self.disk.is_none() {
             return false;
         }
         let (segment_bytes, live) = (log.layout().segment_bytes, state.usage().live());
-        let from = self.checkpoint.map_or(log.layout().first(), |last| last.lsn);
+        let from = self.checkpoint.map_or(log.layout().first(), |last| last.span.lsn);
         let since = log.synced().0.saturating_sub(from.0);
         let is_long = since > checkpoint_bytes.max(self.checkpoint.map_or(0, |last| last.bytes));
         let is_large = self.segments.len() as u64 >= segments_max(live, segment_bytes);

@@ -28,6 +28,7 @@ use kurir::space::{SpaceDone, SpaceJob};
 use kurir::state::State;
 use kurir::texts;
 use kurir::upkeep::Holdings;
+use tempfile::TempDir;
 
 /// As large as a server's.
 const LAYOUT: Layout = Layout { salt: 7, segment_bytes: 16 * 1024 * 1024 };
@@ -71,6 +72,8 @@ pub(crate) struct MemoryDisk {
     pub(crate) relocated: usize,
     pub(crate) relocated_files: usize,
     is_strict: bool,
+    /// A checkpoint that is being written, and where.
+    compactor: Option<(Compactor, TempDir)>,
 }
 
 /// What power leaves of what was not synced is decided by sectors of this size.
@@ -99,6 +102,7 @@ impl MemoryDisk {
             relocated: 0,
             relocated_files: 0,
             is_strict: false,
+            compactor: None,
         }
     }
 
@@ -224,21 +228,31 @@ impl MemoryDisk {
         SpaceDone { room: self.layout.start(last + 1), is_full, segments, spare }
     }
 
-    fn compact(&mut self, job: &CompactionJob, is_disk_full: bool) -> Compacted {
-        if is_disk_full {
-            return Compacted { checkpoint: None, relocations: Vec::new() };
+    fn compact(&mut self, job: CompactionJob, is_disk_full: bool) -> Option<Compacted> {
+        if let CompactionJob::Begin(_) = job {
+            let root = tempfile::tempdir().unwrap();
+            let (journal, checkpoints) = (data::journal(root.path()), data::checkpoints(root.path()));
+            fs::create_dir_all(&checkpoints).unwrap();
+            self.compactor = Some((Compactor::new(journal, checkpoints), root));
         }
-        self.compactions += 1;
-        let root = tempfile::tempdir().unwrap();
-        self.save(root.path());
-        let (journal, checkpoints) = (data::journal(root.path()), data::checkpoints(root.path()));
-        let compactor = Compactor { journal, checkpoints: checkpoints.clone(), layout: self.layout };
-        let compacted = compactor.run(job).expect("what was synced can be read");
-        let files = compacted.relocations.iter().filter(|moved| matches!(moved.needed, Needed::File(_))).count();
-        self.relocated += compacted.relocations.len() - files;
-        self.relocated_files += files;
-        let number = compacted.checkpoint.expect("there is room").number;
-        self.checkpoints.insert(number, fs::read(checkpoint::path(&checkpoints, number)).unwrap());
+        if is_disk_full {
+            return self.compactor.take().map(|_| Compacted::NoRoom);
+        }
+        if let (CompactionJob::Finish { .. }, Some((_, root))) = (&job, &self.compactor) {
+            // What is to be written again is read from there.
+            self.save(root.path());
+        }
+        let (compactor, root) = self.compactor.as_mut()?;
+        let compacted = compactor.run(job).expect("a directory of the test can be written to");
+        if let Some(Compacted::Done(checkpoint, relocations)) = &compacted {
+            self.compactions += 1;
+            let files = relocations.iter().filter(|moved| matches!(moved.needed, Needed::File(_))).count();
+            self.relocated += relocations.len() - files;
+            self.relocated_files += files;
+            let path = checkpoint::path(&data::checkpoints(root.path()), checkpoint.number);
+            self.checkpoints.insert(checkpoint.number, fs::read(path).unwrap());
+            self.compactor = None;
+        }
         compacted
     }
 
@@ -398,7 +412,11 @@ impl Workers for MemoryWorkers {
                 report(Completion::Texts(TextsDone { connection: job.connection, records }));
             }
             Job::Space(job) => report(Completion::Space(self.disk.space(&job, self.is_disk_full))),
-            Job::Compact(job) => report(Completion::Compacted(self.disk.compact(&job, self.is_disk_full))),
+            Job::Compact(job) => {
+                if let Some(compacted) = self.disk.compact(job, self.is_disk_full) {
+                    report(Completion::Compacted(compacted));
+                }
+            }
             Job::Password(job) => match &mut self.held_passwords {
                 Some(held) => held.push(job),
                 None => report(Completion::Password(check(&job))),
