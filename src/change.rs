@@ -70,7 +70,9 @@ pub enum Kept {
 }
 
 /// What is kept of a token: the first half of its SHA-256.
+// Aligned, it is moved in whole words.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(align(8))]
 pub struct SessionId(pub [u8; 16]);
 
 impl Hash for SessionId {
@@ -329,10 +331,18 @@ impl<'a> Change<'a> {
                 user.0.put(out);
             }
             Self::MessageSent { from, to, at, from_name, to_name, text } => {
-                out.push(10);
-                from.0.put(out);
-                to.put(out);
-                at.put(out);
+                let mut head = [0; 1 + 4 + 5 + 8];
+                let (is_group, to) = match to {
+                    Target::User(user) => (0, user.0),
+                    Target::Group(group) => (1, group.0),
+                };
+                head[0] = 10;
+                head[1..5].copy_from_slice(&from.0.to_le_bytes());
+                head[5] = is_group;
+                head[6..10].copy_from_slice(&to.to_le_bytes());
+                head[10..].copy_from_slice(&at.to_le_bytes());
+                // One field at a time takes longer than all else that is done to write it down, and no change is so frequent.
+                out.extend_from_slice(&head);
                 from_name.put(out);
                 to_name.put(out);
                 text.put(out);

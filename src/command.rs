@@ -599,11 +599,11 @@ fn send<'e>(context: &mut Context<'_>, from: UserId, to: Target, text: &str) -> 
     let messages_max = messages_max.min(free.max(MAILBOX_MESSAGES_LEAST));
     let is_full =
         |user: &User| user.mailbox.entries().len() >= messages_max || user.mailbox.bytes() + bytes > bytes_max;
-    let mut receivers = 0;
-    let is_any_full = context.state.receivers(from, to).inspect(|_| receivers += 1).any(is_full);
-    *context.work_bytes += (receivers * size_of::<Entry>()) as u64;
-    if is_any_full {
-        return Err(Refusal::MailboxFull);
+    for receiver in context.state.receivers(from, to) {
+        *context.work_bytes += size_of::<Entry>() as u64;
+        if is_full(receiver) {
+            return Err(Refusal::MailboxFull);
+        }
     }
     let at = context.now.utc_ms;
     let sent = Change::MessageSent { from, to, at, from_name, to_name, text };

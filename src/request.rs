@@ -133,9 +133,10 @@ fn with_content<'a>(spec: &'static Spec, line: &'a [u8], rest: &'a [u8]) -> Resu
 
 /// The first word of `text`, blanks before it passed over, and what follows it.
 fn word(text: &str) -> (&str, &str) {
-    let text = text.trim_start_matches(' ');
-    let end = memchr(b' ', text.as_bytes()).unwrap_or(text.len());
-    text.split_at(end)
+    let bytes = text.as_bytes();
+    let blanks = bytes.iter().take_while(|&&byte| byte == b' ').count();
+    let end = memchr(b' ', &bytes[blanks..]).map_or(bytes.len(), |at| blanks + at);
+    (&text[blanks..end], &text[end..])
 }
 
 fn word_bytes(bytes: &[u8]) -> (&[u8], &[u8]) {

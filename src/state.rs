@@ -24,7 +24,7 @@ pub struct State {
     users: Vec<Option<Box<User>>>,
     groups: HashMap<GroupId, Group>,
     groups_next: u32,
-    names: HashMap<Box<str>, Owner>,
+    names: HashMap<Box<str>, Owner, ahash::RandomState>,
     sessions: HashMap<SessionId, Session, BuildHasherDefault<SessionHasher>>,
     /// The same sessions, the one used longest ago first.
     sessions_by_use: BTreeSet<(u64, SessionId)>,
@@ -155,7 +155,7 @@ impl State {
             users: Vec::new(),
             groups: HashMap::new(),
             groups_next: 0,
-            names: HashMap::new(),
+            names: HashMap::default(),
             sessions: HashMap::default(),
             sessions_by_use: BTreeSet::new(),
             files: HashMap::new(),

@@ -121,8 +121,10 @@ impl Usage {
         self.live += share;
         self.records += 1;
         let (begin, end) = self.span(place);
-        self.slot(begin).live += share;
-        for segment in begin..=end {
+        let slot = self.slot(begin);
+        slot.live += share;
+        slot.records += 1;
+        for segment in begin + 1..=end {
             self.slot(segment).records += 1;
         }
     }
@@ -146,7 +148,10 @@ impl Usage {
     }
 
     fn span(&self, place: Place) -> (u64, u64) {
-        (place.lsn.0 / self.segment_bytes, (place.end().0 - 1) / self.segment_bytes)
+        let (begin, offset) = (place.lsn.0 / self.segment_bytes, place.lsn.0 % self.segment_bytes);
+        // Nearly every record ends in the segment that it begins in, and a division takes as long as all the rest.
+        let is_within = offset + u64::from(place.bytes) <= self.segment_bytes;
+        (begin, if is_within { begin } else { (place.end().0 - 1) / self.segment_bytes })
     }
 
     fn slot(&mut self, segment: u64) -> &mut SegmentUse {
