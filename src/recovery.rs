@@ -548,7 +548,7 @@ mod tests {
         let write = |log: &mut Log, journal: &mut Journal, user: u32| {
             let bare = record::MARK_BYTES + HEADER_BYTES + 1 + 4 + 5 + 1;
             let name = format!("{user:04}{}", "x".repeat(BLOCK_BYTES - bare - 4));
-            let change = Change::UserAdded { user: crate::change::UserId(user), name: &name, password_hash: "" };
+            let change = Change::UserAdded { user: UserId(user), name: &name, password_hash: "" };
             log.append(&change, Need::More).unwrap();
             let batch = log.take_batch().unwrap();
             assert_eq!(batch.bytes.len(), BLOCK_BYTES);
