@@ -41,6 +41,8 @@ use crate::upkeep::Holdings;
 
 /// Read buffers that are kept for the next connection that has something to say, and as many for what it is answered.
 const SPARE_BUFFERS_MAX: usize = 64;
+/// Memory that a write buffer starts with.
+const OUTPUT_BYTES_START: usize = 512;
 /// How often it is logged how many connections were turned away.
 const TURNED_AWAY_LOG_MS: u64 = 1000;
 /// What one connection gets in a turn before it lets others go first.
@@ -708,10 +710,10 @@ impl Engine {
             *bytes_left = bytes_left.saturating_sub(used);
             return;
         }
-        if !connection.write.has_memory()
-            && let Some(spare) = self.spare_outputs.pop()
-        {
-            connection.write.adopt(spare);
+        if !connection.write.has_memory() {
+            // One that grows from nothing would move what is in it several times.
+            let fresh = || Vec::with_capacity(OUTPUT_BYTES_START);
+            connection.write.adopt(self.spare_outputs.pop().unwrap_or_else(fresh));
         }
         let service = &mut self.service;
         let (spares, is_stopping) = (&mut self.spare_buffers, self.is_stopping);
