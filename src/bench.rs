@@ -30,6 +30,8 @@ const READ_BYTES: usize = 256 * 1024;
 /// The longest time that is told apart from longer ones, and how finely times are told apart.
 const LONGEST: Duration = Duration::from_secs(60);
 const SIGNIFICANT_DIGITS: u8 = 3;
+/// How long before something is due nobody sleeps any more.
+const AWAKE: Duration = Duration::from_millis(2);
 /// Answers of which no more than this come at the end are waited for.
 const LAST_ANSWERS: Duration = Duration::from_secs(5);
 
@@ -410,7 +412,9 @@ impl Generator {
             }
             let dues = self.connections.iter().filter(|one| one.awaited == 0).filter_map(|one| one.due);
             let due = dues.min().map(|due| due.saturating_duration_since(now)).unwrap_or(Duration::from_millis(100));
-            self.poll.poll(&mut events, Some(due.min(Duration::from_millis(100))))?;
+            // The system wakes to the millisecond at best, so what is due before long is waited for awake.
+            let wait = due.min(Duration::from_millis(100)).checked_sub(AWAKE).unwrap_or_default();
+            self.poll.poll(&mut events, Some(wait))?;
             for event in &events {
                 let Token(at) = event.token();
                 if event.is_writable() {

@@ -25,8 +25,8 @@ const MAGIC: &[u8; 8] = b"kurirjnl";
 /// Of the layout of segments, records, changes and checkpoints together.
 pub const VERSION: u32 = 2;
 const HEADER_BYTES: usize = 8 + 4 + 4 + 8 + 8 + 4;
-/// Zeros are written in pieces of this size.
-const FILL_BYTES: usize = 1024 * 1024;
+/// Zeros are written in pieces of this size: a write of the journal waits for one of them.
+const FILL_BYTES: usize = 128 * 1024;
 
 /// How a journal's stream lies in its segments. It never changes in the life of a journal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
