@@ -5,7 +5,9 @@
 # onto one of ten lists, a line. They take turns, so that what else the machine does meets all alike, and what is printed
 # is the median of the rounds, and the median of the ratios within each.
 #
-#   benches/compare.sh [--rounds N] [--seconds S] [--sync always|interval] [--json FILE] [CONNECTIONSxPIPELINE...]
+#   benches/compare.sh [--rounds N] [--seconds S] [--sync always|interval] [--json FILE] [CONNECTIONSxPIPELINE... | inbox]
+#
+# `inbox` is another comparison: mailboxes that are emptied, 100 messages at once, by INBOX and by LRANGE and LTRIM.
 #
 # It needs redis-server and installs it with apt-get where it is missing.
 set -euo pipefail
@@ -18,11 +20,11 @@ while [ $# -gt 0 ]; do
         --seconds) seconds=$2; shift 2 ;;
         --sync) sync=$2; shift 2 ;;
         --json) json=$2; shift 2 ;;
-        *x*) shapes+=("$1"); shift ;;
+        inbox | [0-9]*x[0-9]*) shapes+=("$1"); shift ;;
         *) echo "what is $1?" >&2; exit 2 ;;
     esac
 done
-[ ${#shapes[@]} -gt 0 ] || shapes=(1x1 50x1 50x16 50x128 1000x16)
+[ ${#shapes[@]} -gt 0 ] || shapes=(1x1 50x1 50x16 50x128 1000x16 inbox)
 case $sync in
     always) appendfsync=always ;;
     interval) appendfsync=everysec ;;
@@ -35,8 +37,8 @@ if ! command -v redis-server >/dev/null; then
     $as_root apt-get update -qq >&2
     $as_root apt-get install -qq -y --no-install-recommends redis-server >&2
 fi
-cargo build --release --locked --bins --example echo >&2
-kurir=target/release/kurir echo=target/release/examples/echo
+cargo build --release --locked --bins --example echo --example inbox >&2
+kurir=target/release/kurir echo=target/release/examples/echo inbox=target/release/examples/inbox
 
 # On a machine with one core they share it; the figures say so.
 server_core=0 load_core=$(( $(nproc) > 1 ? 1 : 0 ))
@@ -61,14 +63,14 @@ address_of() { # waits for the line that says where a server listens
     exit 1
 }
 
-measure() { # NAME CONNECTIONS PIPELINE: one line of JSON
-    local name=$1 connections=$2 pipeline=$3 address protocol=$1 data="$work/$1"
+measure() { # NAME SHAPE: one line of JSON
+    local name=$1 shape=$2 address data="$work/$1"
     rm -rf "$data"
     mkdir -p "$data"
     case $name in
         kurir)
             taskset -c $server_core "$kurir" serve --demo --listen 127.0.0.1:0 --data "$data/data" --log warn --sync "$sync" \
-                --mailbox-messages-max 1000000000 --mailbox-bytes-max 1TiB --messages-max 1000000000 >"$data/out" &
+                --mailbox-messages-max 1000000000 --mailbox-bytes-max 1TiB --messages-max 1000000000 --inbox-messages-max 100 >"$data/out" &
             pids+=($!)
             address=$(address_of "$data/out") ;;
         echo)
@@ -82,8 +84,12 @@ measure() { # NAME CONNECTIONS PIPELINE: one line of JSON
             pids+=($!)
             for _ in $(seq 100); do grep -q 'Ready to accept' "$data/out" && break; sleep 0.05; done ;;
     esac
-    taskset -c "$load_core" "$kurir" bench --server "$address" --protocol "$protocol" --connections "$connections" \
-        --pipeline "$pipeline" --seconds "$seconds" --warm-up 0.5 --bytes 100 --json
+    if [ "$shape" = inbox ]; then
+        echo "{\"requests_per_second\":$(taskset -c "$load_core" "$inbox" "$name" "$address")}"
+    else
+        taskset -c "$load_core" "$kurir" bench --server "$address" --protocol "$name" --connections "${shape%x*}" \
+            --pipeline "${shape#*x}" --seconds "$seconds" --warm-up 0.5 --bytes 100 --json
+    fi
     stop
     rm -rf "$data"
 }
@@ -91,7 +97,8 @@ measure() { # NAME CONNECTIONS PIPELINE: one line of JSON
 for shape in "${shapes[@]}"; do
     for round in $(seq "$rounds"); do
         for name in kurir redis echo; do
-            printf '%s\t%s\t%s\t%s\n' "$shape" "$round" "$name" "$(measure "$name" "${shape%x*}" "${shape#*x}")"
+            [ "$shape $name" != "inbox echo" ] || continue
+            printf '%s\t%s\t%s\t%s\n' "$shape" "$round" "$name" "$(measure "$name" "$shape")"
         done
     done
 done >"$work/all"
@@ -105,6 +112,11 @@ median() { sort -g | awk '{ v[NR] = $1 } END { print (v[int((NR + 1) / 2)] + v[i
 for shape in "${shapes[@]}"; do
     lines() { awk -F'\t' -v s="$shape" -v n="$1" '$1 == s && $3 == n { print $4 }' "$work/all"; }
     ratio() { paste <(lines "$1" | rate) <(lines "$2" | rate) | awk '{ print $1 / $2 }' | median; }
+    if [ "$shape" = inbox ]; then
+        printf '%-26s %9.0f %9.0f %9s %13.2f   messages read a second\n' "$shape" "$(lines kurir | rate | median)" \
+            "$(lines redis | rate | median)" - "$(ratio kurir redis)"
+        continue
+    fi
     printf '%-26s %9.0f %9.0f %9.0f %13.2f %12.2f   %.0f, %.0f\n' "$shape" "$(lines kurir | rate | median)" \
         "$(lines redis | rate | median)" "$(lines echo | rate | median)" "$(ratio kurir redis)" "$(ratio kurir echo)" \
         "$(lines kurir | p99 | median)" "$(lines redis | p99 | median)"

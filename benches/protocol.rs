@@ -79,10 +79,10 @@ fn replies(c: &mut Criterion) {
         id,
         message: Message {
             at: 1_767_225_600_000 + id,
-            from: if id % 2 == 0 { "messi" } else { "lineker" },
-            to: "henderson",
+            from: if id % 2 == 0 { b"messi" } else { b"lineker" },
+            to: b"henderson",
             is_to_group: false,
-            text: &text,
+            text: text.as_bytes(),
         },
     });
     let mut writer = InboxWriter::default();

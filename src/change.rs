@@ -235,19 +235,36 @@ impl<'a> Holders<'a> {
     }
 }
 
-/// A message as its record shows it.
+/// A message as its record shows it. Its texts are UTF-8, which was made sure of before they were written down.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Message<'a> {
     /// Milliseconds since 1970, UTC.
     pub at: u64,
     /// The sender's name at the time.
-    pub from: &'a str,
+    pub from: &'a [u8],
     /// The name of the user or group that it was sent to, at the time.
-    pub to: &'a str,
+    pub to: &'a [u8],
     /// It was sent to a group.
     pub is_to_group: bool,
     /// What was said.
-    pub text: &'a str,
+    pub text: &'a [u8],
+}
+
+impl<'a> Message<'a> {
+    /// Reads the message that an encoded change sends or moves, if it is such a one.
+    #[must_use]
+    pub fn decode(encoded: &'a [u8]) -> Option<Self> {
+        let (&kind, rest) = encoded.split_first()?;
+        let mut fields = Fields(rest);
+        match kind {
+            10 => drop(fields.take::<UserId>()?),
+            14 => drop(fields.take::<Lsn>()?),
+            _ => return None,
+        }
+        let is_to_group = matches!(fields.take()?, Target::Group(_));
+        let at = fields.take()?;
+        Some(Self { at, from: fields.text()?, to: fields.text()?, is_to_group, text: fields.text()? })
+    }
 }
 
 /// The size of the record of a message that is sent.
@@ -258,18 +275,6 @@ pub fn message_bytes(from_name: &str, to_name: &str, text: &str) -> usize {
 }
 
 impl<'a> Change<'a> {
-    /// The message that it sends or moves.
-    #[must_use]
-    pub fn message(&self) -> Option<Message<'a>> {
-        match *self {
-            Self::MessageSent { to, at, from_name, to_name, text, .. }
-            | Self::MessageMoved { to, at, from_name, to_name, text, .. } => {
-                Some(Message { at, from: from_name, to: to_name, is_to_group: matches!(to, Target::Group(_)), text })
-            }
-            _ => None,
-        }
-    }
-
     /// The bytes of a file that are kept in it.
     #[must_use]
     pub fn content(&self) -> Option<&'a [u8]> {
@@ -521,6 +526,17 @@ mod tests {
         ]
     }
 
+    fn message_of<'a>(change: &Change<'a>) -> Option<Message<'a>> {
+        match *change {
+            Change::MessageSent { to, at, from_name, to_name, text, .. }
+            | Change::MessageMoved { to, at, from_name, to_name, text, .. } => {
+                let [from, to_name, text] = [from_name, to_name, text].map(str::as_bytes);
+                Some(Message { at, from, to: to_name, is_to_group: matches!(to, Target::Group(_)), text })
+            }
+            _ => None,
+        }
+    }
+
     proptest! {
         #[test]
         fn a_change_is_read_as_it_was_written(a: u32, b: u64, text in "(?s).{0,40}|.{80,120}", session: Option<[u8; 16]>) {
@@ -531,6 +547,7 @@ mod tests {
                     prop_assert_eq!(record::HEADER_BYTES + encoded.len(), message_bytes(from_name, to_name, text));
                 }
                 prop_assert_eq!(Change::decode(&encoded), Some(change));
+                prop_assert_eq!(Message::decode(&encoded), message_of(&change));
                 for cut in 0..encoded.len() {
                     prop_assert_eq!(Change::decode(&encoded[..cut]), None);
                 }

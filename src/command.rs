@@ -220,14 +220,14 @@ fn handle_as<'e>(context: &'e mut Context<'_>, request: &Request<'_>, session: S
     match request.verb() {
         Verb::SendMessage => {
             let to = user_target(context, parameter(1))?;
-            send(context, user, to, parameter(2))
+            send(context, user, to, parameter(1), parameter(2))
         }
         Verb::SendGroupMessage => {
             let to = Target::Group(group_of(context, user, parameter(1))?);
             if context.puts_off(receivers_count(context.state, to) * size_of::<Entry>()) {
                 return Ok(Outcome::Later);
             }
-            send(context, user, to, parameter(2))
+            send(context, user, to, parameter(1), parameter(2))
         }
         Verb::SendFile | Verb::SendGroupFile => {
             let envelope = address(context, request, user)?;
@@ -588,10 +588,9 @@ fn members_of<'s>(state: &'s State, group: &'s Group) -> (&'s str, Vec<&'s str>)
     (&group.name, members.filter_map(|member| state.user(*member)).map(|user| &*user.name).collect())
 }
 
-fn send<'e>(context: &mut Context<'_>, from: UserId, to: Target, text: &str) -> Handled<'e> {
+fn send<'e>(context: &mut Context<'_>, from: UserId, to: Target, to_name: &str, text: &str) -> Handled<'e> {
     let (messages_max, bytes_max) = (context.limits.mailbox_messages_max, context.limits.mailbox_bytes_max);
     let from_name = &*known(context.state, from)?.name;
-    let to_name = context.state.target_name(to).ok_or(Refusal::NoSuchUser)?;
     let bytes = change::message_bytes(from_name, to_name, text) as u64;
     // What all mailboxes hold leaves less for each, but a few are always taken: whoever fills some, or many, does not keep
     // others from writing to those who read.

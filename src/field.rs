@@ -155,6 +155,15 @@ impl<'a> Fields<'a> {
         Some(taken)
     }
 
+    /// The bytes of a text.
+    pub(crate) fn text(&mut self) -> Option<&'a [u8]> {
+        let length = match self.take::<u8>()? {
+            LONG => self.take::<u32>().filter(|length| *length >= u32::from(LONG))?,
+            length => u32::from(length),
+        };
+        self.bytes(usize::try_from(length).ok()?)
+    }
+
     fn array<const N: usize>(&mut self) -> Option<[u8; N]> {
         self.bytes(N)?.try_into().ok()
     }
@@ -233,11 +242,7 @@ impl Take<'_> for bool {
 
 impl<'a> Take<'a> for &'a str {
     fn take(fields: &mut Fields<'a>) -> Option<Self> {
-        let length = match fields.take::<u8>()? {
-            LONG => fields.take::<u32>().filter(|length| *length >= u32::from(LONG))?,
-            length => u32::from(length),
-        };
-        str::from_utf8(fields.bytes(usize::try_from(length).ok()?)?).ok()
+        str::from_utf8(fields.text()?).ok()
     }
 }
 

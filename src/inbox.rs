@@ -5,7 +5,7 @@
 
 use std::io;
 
-use crate::change::{Change, Message, Place, UserId};
+use crate::change::{Message, Place, UserId};
 use crate::connection::{Connection, ConnectionId, Delivery, Phase};
 use crate::engine::{Host, Job};
 use crate::files;
@@ -84,7 +84,7 @@ impl Service {
         };
         let last_id = mailbox.map_or(0, Mailbox::last_id);
         let entries: Vec<Entry> = unclaimed.take(self.limits.inbox_messages_max).take_while(fits).copied().collect();
-        let records: Vec<Option<&[u8]>> = entries.iter().map(|entry| self.log.record(entry.place())).collect();
+        let records = self.log.records(entries.iter().map(Entry::place));
         if records.iter().all(Option::is_some) {
             let messages = records.iter().map_while(|record| in_memory((*record)?));
             let bytes_max = usize::try_from(self.limits.inbox_bytes_max).unwrap_or(usize::MAX);
@@ -179,7 +179,7 @@ impl Service {
 
 /// The message in a record that this process has made.
 fn in_memory(record: &[u8]) -> Option<Message<'_>> {
-    Change::decode(record.get(record::HEADER_BYTES..)?)?.message()
+    Message::decode(record.get(record::HEADER_BYTES..)?)
 }
 
 fn items<'m>(

@@ -240,6 +240,15 @@ impl Log {
         self.open.bytes.get(start..start + place.bytes as usize)
     }
 
+    /// The records at these places, each if it is still in memory.
+    pub fn records(&self, places: impl Iterator<Item = Place> + Clone) -> Vec<Option<&[u8]>> {
+        // None of what is not in the open batch yet is in the tail, and the other way round.
+        let settled = places.clone().take_while(|place| place.lsn < self.open.start);
+        let count = settled.clone().count();
+        let in_tail = self.tail.records(settled);
+        in_tail.chain(places.skip(count).map(|place| self.record(place))).collect()
+    }
+
     /// True while changes come faster than the disk takes them or room is made for them: they must wait for it, since a
     /// refusal is for a disk that is full.
     #[must_use]

@@ -128,9 +128,28 @@ pub struct InboxWriter {
     classic: Vec<u8>,
     pieces: Vec<Piece>,
     /// Which list of the reply a key's messages go into, by the order of the key's first message.
-    lists: BTreeMap<Box<str>, usize>,
-    lists_classic: BTreeMap<Box<str>, usize>,
+    lists: BTreeMap<Box<[u8]>, usize>,
+    lists_classic: BTreeMap<Box<[u8]>, usize>,
     times: TimeWriter,
+}
+
+/// How the object of a message begins, and of those behind it that go the same way.
+struct Opening<'s> {
+    from: &'s [u8],
+    to: &'s [u8],
+    /// Where it stands; empty before it was written.
+    written: Range<usize>,
+    list: Option<usize>,
+}
+
+impl<'s> Opening<'s> {
+    fn of(message: &Message<'s>) -> Self {
+        Self { from: message.from, to: message.to, written: 0..0, list: None }
+    }
+
+    fn is_of(&self, message: &Message<'_>) -> bool {
+        self.from == message.from && self.to == message.to
+    }
 }
 
 /// Where an object stands, and which list it goes into.
@@ -153,9 +172,16 @@ impl InboxWriter {
     ) -> usize {
         let is_classic = dialect == Dialect::Classic;
         self.clear();
+        let mut last: Option<Opening<'_>> = None;
         for item in items {
             let before = (self.written.len(), self.classic.len());
-            self.write_item(&item);
+            separate_pieces(&mut self.written);
+            separate_pieces(&mut self.classic);
+            let begin = (self.written.len(), self.classic.len());
+            let opening = last.take().filter(|last| last.is_of(&item.message));
+            let opening = opening.unwrap_or_else(|| Opening::of(&item.message));
+            let opening = last.insert(opening);
+            self.write_item(&item, opening);
             if is_classic {
                 self.write_classic_item(&item);
             }
@@ -164,21 +190,21 @@ impl InboxWriter {
                 self.classic.truncate(before.1);
                 break;
             }
-            let list = list_of(&mut self.lists, item.message.from);
+            let list = *opening.list.get_or_insert_with(|| list_of(&mut self.lists, item.message.from));
             let Message { from, to, is_to_group, .. } = item.message;
             let key_classic = if is_to_group { to } else { from };
             let list_classic = if is_classic { list_of(&mut self.lists_classic, key_classic) } else { 0 };
-            let (written, classic) = (before.0..self.written.len(), before.1..self.classic.len());
+            let (written, classic) = (begin.0..self.written.len(), begin.1..self.classic.len());
             self.pieces.push(Piece { written, list, classic, list_classic });
         }
         out.extend_from_slice(br#"{"status":"OK""#);
         key(out, "data");
-        let pieces = self.pieces.iter().map(|piece| (piece.list, &self.written[piece.written.clone()]));
-        grouped(out, &self.lists, pieces.collect());
+        let pieces = self.pieces.iter().map(|piece| (piece.list, piece.written.clone()));
+        grouped(out, &self.lists, &self.written, pieces);
         if is_classic {
             key(out, "messages");
-            let pieces = self.pieces.iter().map(|piece| (piece.list_classic, &self.classic[piece.classic.clone()]));
-            grouped(out, &self.lists_classic, pieces.collect());
+            let pieces = self.pieces.iter().map(|piece| (piece.list_classic, piece.classic.clone()));
+            grouped(out, &self.lists_classic, &self.classic, pieces);
         }
         out.push(b'}');
         out.extend_from_slice(END);
@@ -193,18 +219,23 @@ impl InboxWriter {
         self.written.len() + self.classic.len() + 2 * self.pieces.len() + keys + FRAME_BYTES
     }
 
-    fn write_item(&mut self, item: &Item<'_>) {
-        let out = &mut self.written;
-        out.extend_from_slice(br#"{"nama pengirim":"#);
-        let message = &item.message;
-        text(out, message.from);
-        key_and_text(out, "nama penerima", message.to);
-        key_and_text(out, "pesan", message.text);
-        key(out, "waktu");
-        out.push(b'"');
+    fn write_item(&mut self, item: &Item<'_>, opening: &mut Opening<'_>) {
+        let (out, message) = (&mut self.written, &item.message);
+        if opening.written.is_empty() {
+            let start = out.len();
+            out.extend_from_slice(br#"{"nama pengirim":"#);
+            text_bytes(out, message.from);
+            out.extend_from_slice(br#","nama penerima":"#);
+            text_bytes(out, message.to);
+            out.extend_from_slice(br#","pesan":"#);
+            opening.written = start..out.len();
+        } else {
+            out.extend_from_within(opening.written.clone());
+        }
+        text_bytes(out, message.text);
+        out.extend_from_slice(br#","waktu":""#);
         self.times.write(out, message.at);
-        out.push(b'"');
-        key(out, "id");
+        out.extend_from_slice(br#"","id":"#);
         out.extend_from_slice(itoa::Buffer::new().format(item.id).as_bytes());
         out.push(b'}');
     }
@@ -212,9 +243,11 @@ impl InboxWriter {
     fn write_classic_item(&mut self, item: &Item<'_>) {
         let out = &mut self.classic;
         out.extend_from_slice(br#"{"msg_from":"#);
-        text(out, item.message.from);
-        key_and_text(out, "msg_to", item.message.to);
-        key_and_text(out, "msg", item.message.text);
+        text_bytes(out, item.message.from);
+        out.extend_from_slice(br#","msg_to":"#);
+        text_bytes(out, item.message.to);
+        out.extend_from_slice(br#","msg":"#);
+        text_bytes(out, item.message.text);
         out.push(b'}');
     }
 
@@ -231,7 +264,7 @@ impl InboxWriter {
     }
 }
 
-fn list_of(lists: &mut BTreeMap<Box<str>, usize>, name: &str) -> usize {
+fn list_of(lists: &mut BTreeMap<Box<[u8]>, usize>, name: &[u8]) -> usize {
     if let Some(list) = lists.get(name) {
         return *list;
     }
@@ -240,20 +273,41 @@ fn list_of(lists: &mut BTreeMap<Box<str>, usize>, name: &str) -> usize {
     list
 }
 
-/// Writes a dictionary from each key to its pieces, keys in the order of their numbers, pieces in their own.
-fn grouped(out: &mut Vec<u8>, keys: &BTreeMap<Box<str>, usize>, mut pieces: Vec<(usize, &[u8])>) {
-    let mut names: Vec<(&usize, &str)> = keys.iter().map(|(name, list)| (list, &**name)).collect();
+/// Puts a comma behind the objects that are there.
+fn separate_pieces(written: &mut Vec<u8>) {
+    if !written.is_empty() {
+        written.push(b',');
+    }
+}
+
+/// Writes a dictionary from each key to its pieces of `written`, keys in the order of their numbers, pieces in their own.
+fn grouped(
+    out: &mut Vec<u8>,
+    keys: &BTreeMap<Box<[u8]>, usize>,
+    written: &[u8],
+    pieces: impl Iterator<Item = (usize, Range<usize>)>,
+) {
+    let mut names: Vec<(&usize, &[u8])> = keys.iter().map(|(name, list)| (list, &**name)).collect();
     names.sort_unstable();
+    out.push(b'{');
+    if let [(_, name)] = names.as_slice() {
+        // Nearly all that is read at once is from one sender, and stands there as it should be.
+        text_bytes(out, name);
+        out.extend_from_slice(b":[");
+        out.extend_from_slice(written);
+        out.extend_from_slice(b"]}");
+        return;
+    }
+    let mut pieces: Vec<(usize, Range<usize>)> = pieces.collect();
     pieces.sort_by_key(|(list, _)| *list);
     let mut pieces = pieces.into_iter().peekable();
-    out.push(b'{');
     for (list, name) in names {
         separate(out, b'{');
-        text(out, name);
+        text_bytes(out, name);
         out.extend_from_slice(b":[");
         while let Some((_, piece)) = pieces.next_if(|(of, _)| of == list) {
             separate(out, b'[');
-            out.extend_from_slice(piece);
+            out.extend_from_slice(&written[piece]);
         }
         out.push(b']');
     }
@@ -311,11 +365,16 @@ fn key_and_text(out: &mut Vec<u8>, name: &str, value: &str) {
 }
 
 fn text(out: &mut Vec<u8>, value: &str) {
-    if needs_escape(value.as_bytes()) {
-        return put(&serde_json::to_writer(out, value));
+    text_bytes(out, value.as_bytes());
+}
+
+/// The same for what is known to be UTF-8.
+fn text_bytes(out: &mut Vec<u8>, value: &[u8]) {
+    if needs_escape(value) {
+        return put(&serde_json::to_writer(out, &String::from_utf8_lossy(value)));
     }
     out.push(b'"');
-    out.extend_from_slice(value.as_bytes());
+    out.extend_from_slice(value);
     out.push(b'"');
 }
 
@@ -393,8 +452,12 @@ mod tests {
     #[test]
     fn every_byte_that_must_be_escaped_is_found() {
         for byte in 0..=u8::MAX {
-            let is_found = needs_escape(&[b'a', b'b', byte, b'c']);
-            assert_eq!(is_found, byte < b' ' || byte == b'"' || byte == b'\\', "{byte}");
+            for (length, at) in [(4, 2), (16, 0), (16, 15), (17, 16), (17, 0), (40, 20), (40, 39), (32, 16)] {
+                let mut text = vec![b'a'; length];
+                text[at] = byte;
+                let is_escaped = byte < b' ' || byte == b'"' || byte == b'\\';
+                assert_eq!(needs_escape(&text), is_escaped, "{byte} at {at} of {length}");
+            }
         }
     }
 
@@ -417,7 +480,7 @@ mod tests {
     #[test]
     fn an_inbox_reply_stops_before_it_is_too_large_but_gives_at_least_one_message() {
         let long = "x".repeat(1000);
-        let message = Message { at: 0, from: "messi", to: "lineker", is_to_group: false, text: &long };
+        let message = Message { at: 0, from: b"messi", to: b"lineker", is_to_group: false, text: long.as_bytes() };
         let item = |id| Item { id, message };
         let mut writer = InboxWriter::default();
         for dialect in [Dialect::Written, Dialect::Classic] {
@@ -441,7 +504,11 @@ mod tests {
             let items = messages.iter().enumerate().map(|(index, (from, to, is_to_group, text))| Item {
                 id: index as u64,
                 message: Message {
-                    at: index as u64, from: names[*from], to: names[*to], is_to_group: *is_to_group, text,
+                    at: index as u64,
+                    from: names[*from].as_bytes(),
+                    to: names[*to].as_bytes(),
+                    is_to_group: *is_to_group,
+                    text: text.as_bytes(),
                 },
             });
             let mut out = Vec::new();
@@ -451,8 +518,9 @@ mod tests {
             prop_assert!(!out[..out.len() - 4].contains(&b'\n'));
             let reply = json(&out);
             for name in names {
+                let from = items.clone().filter(|item| item.message.from == name.as_bytes());
                 let expected: Vec<(u64, &str)> =
-                    items.clone().filter(|item| item.message.from == name).map(|item| (item.id, item.message.text)).collect();
+                    from.map(|item| (item.id, std::str::from_utf8(item.message.text).unwrap())).collect();
                 let listed = reply["data"].get(name).map_or(&[][..], |list| list.as_array().unwrap());
                 let found: Vec<(u64, &str)> =
                     listed.iter().map(|item| (item["id"].as_u64().unwrap(), item["pesan"].as_str().unwrap())).collect();

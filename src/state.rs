@@ -7,6 +7,8 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::{BuildHasherDefault, Hasher};
 
+use compact_str::CompactString;
+
 use crate::change::{Change, FileId, GroupId, Holders, Kept, Lsn, Place, SessionId, Target, UserId};
 use crate::mailbox::Mailbox;
 use crate::snapshot::Item;
@@ -24,7 +26,8 @@ pub struct State {
     users: Vec<Option<Box<User>>>,
     groups: HashMap<GroupId, Group>,
     groups_next: u32,
-    names: HashMap<Box<str>, Owner, ahash::RandomState>,
+    /// Most names are short enough to stand in the table itself.
+    names: HashMap<CompactString, Owner, ahash::RandomState>,
     sessions: HashMap<SessionId, Session, BuildHasherDefault<SessionHasher>>,
     /// The same sessions, the one used longest ago first.
     sessions_by_use: BTreeSet<(u64, SessionId)>,
@@ -447,7 +450,7 @@ impl State {
             self.leave(group, user);
         }
         let Some(account) = self.users.get_mut(user.0 as usize).and_then(Option::take) else { return };
-        self.names.remove(&account.name);
+        self.names.remove(&*account.name);
         for entry in account.mailbox.entries() {
             self.usage.remove(entry);
         }
@@ -512,7 +515,7 @@ impl State {
             Some(_) => {}
             None => {
                 if let Some(ended) = self.groups.remove(&group) {
-                    self.names.remove(&ended.name);
+                    self.names.remove(&*ended.name);
                 }
             }
         }
@@ -736,7 +739,7 @@ impl State {
                     }
                 }
                 self.groups_next = self.groups_next.max(group.0.saturating_add(1));
-                self.names.insert(name.clone(), Owner::Group(*group));
+                self.names.insert((&*name).into(), Owner::Group(*group));
                 self.groups.insert(*group, Group { name, owner: *owner, members: members.clone(), secret_hash });
             }
             Item::File { file, from, to, name, bytes, lsn, is_current, holders, kept } => {

@@ -33,6 +33,12 @@ impl Piece {
     fn end(&self) -> Lsn {
         Lsn(self.start.0 + self.bytes.len() as u64)
     }
+
+    /// The record at a place that is not before it.
+    fn record(&self, place: Place) -> Option<&[u8]> {
+        let start = usize::try_from(place.lsn.0 - self.start.0).ok()?;
+        self.bytes.get(start..start + place.bytes as usize)
+    }
 }
 
 impl Tail {
@@ -71,10 +77,25 @@ impl Tail {
     /// The record at a place, if it is still there.
     #[must_use]
     pub fn record(&self, place: Place) -> Option<&[u8]> {
-        let behind = self.pieces.partition_point(|piece| piece.start <= place.lsn);
-        let piece = self.pieces.get(behind.checked_sub(1)?)?;
-        let start = usize::try_from(place.lsn.0 - piece.start.0).ok()?;
-        piece.bytes.get(start..start + place.bytes as usize)
+        self.piece(place.lsn)?.record(place)
+    }
+
+    /// The records at these places, each if it is still there.
+    pub fn records(&self, places: impl Iterator<Item = Place>) -> impl Iterator<Item = Option<&[u8]>> {
+        let mut last: Option<&Piece> = None;
+        places.map(move |place| {
+            // What is read together mostly stands together.
+            if last.is_none_or(|piece| place.lsn < piece.start || place.lsn >= piece.end()) {
+                last = self.piece(place.lsn);
+            }
+            last?.record(place)
+        })
+    }
+
+    /// The piece that holds a position, if one does.
+    fn piece(&self, lsn: Lsn) -> Option<&Piece> {
+        let behind = self.pieces.partition_point(|piece| piece.start <= lsn);
+        self.pieces.get(behind.checked_sub(1)?)
     }
 }
 
@@ -98,6 +119,9 @@ mod tests {
         assert!(tail.record(place(900)).is_some());
         assert!(tail.bytes < 300 * 1024);
         assert_eq!(tail.record(place(1001)), None);
+        let places = [900, 901, 999, 0, 1001, 950, 1000].map(place);
+        let found: Vec<Option<&[u8]>> = tail.records(places.into_iter()).collect();
+        assert_eq!(found, places.map(|place| tail.record(place)));
         assert_eq!(tail.record(Place { lsn: Lsn(0), bytes: 10 }), None);
     }
 

@@ -81,7 +81,9 @@ impl Texts {
                     // Something among them cannot be read at all; which, is found one by one.
                     None => self.read(&[*place]).ok(),
                 };
-                records.push(record.filter(|record| change(record, self.layout.salt, *place).is_some()));
+                records.push(
+                    record.filter(|record| body(record, self.layout.salt, *place).and_then(Change::decode).is_some()),
+                );
             }
         }
         records
@@ -108,21 +110,21 @@ impl Texts {
     }
 }
 
-/// The change whose record stands at the front of `bytes` and at `place` in the journal, if one does.
-fn change(bytes: &[u8], salt: u32, place: Place) -> Option<Change<'_>> {
-    Change::decode(record::body_at(bytes.get(..place.bytes as usize)?, salt, place.lsn)?)
+/// The body of the record that stands at the front of `bytes` and at `place` in the journal, if one does.
+fn body(bytes: &[u8], salt: u32, place: Place) -> Option<&[u8]> {
+    record::body_at(bytes.get(..place.bytes as usize)?, salt, place.lsn)
 }
 
 /// The message that stands at the front of `bytes` and at `place` in the journal, if one does.
 #[must_use]
 pub fn message(bytes: &[u8], salt: u32, place: Place) -> Option<Message<'_>> {
-    change(bytes, salt, place)?.message()
+    Message::decode(body(bytes, salt, place)?)
 }
 
 /// The content of a small file that does.
 #[must_use]
 pub fn content(bytes: &[u8], salt: u32, place: Place) -> Option<&[u8]> {
-    change(bytes, salt, place)?.content()
+    Change::decode(body(bytes, salt, place)?)?.content()
 }
 
 #[cfg(test)]

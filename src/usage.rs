@@ -133,17 +133,25 @@ impl Usage {
         self.live -= share;
         self.records -= 1;
         let (begin, end) = self.span(place);
-        self.slot(begin).live -= share;
-        for segment in begin..=end {
+        let slot = self.slot(begin);
+        slot.live -= share;
+        slot.records -= 1;
+        let mut is_any_empty = slot.records == 0;
+        for segment in begin + 1..=end {
             let slot = self.slot(segment);
             slot.records -= 1;
-            if slot.records == 0 {
-                self.emptied.insert(segment);
-            }
+            is_any_empty |= slot.records == 0;
         }
-        while self.segments.front() == Some(&SegmentUse::default()) {
-            self.segments.pop_front();
-            self.first += 1;
+        if is_any_empty {
+            for segment in begin..=end {
+                if self.of(segment).records == 0 {
+                    self.emptied.insert(segment);
+                }
+            }
+            while self.segments.front() == Some(&SegmentUse::default()) {
+                self.segments.pop_front();
+                self.first += 1;
+            }
         }
     }
 

@@ -186,7 +186,8 @@ impl MemoryDisk {
     pub(crate) fn text(&self, place: Place) -> String {
         let job = TextsJob { connection: ConnectionId::default(), places: vec![place] };
         let record = self.read(&job).expect("the segment of a message that waits is there");
-        texts::message(&record, self.layout.salt, place).expect("a message that waits can be read").text.to_owned()
+        let message = texts::message(&record, self.layout.salt, place).expect("a message that waits can be read");
+        String::from_utf8(message.text.to_owned()).expect("a text is UTF-8")
     }
 
     fn space(&mut self, job: &SpaceJob, is_disk_full: bool) -> SpaceDone {
