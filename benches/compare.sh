@@ -5,20 +5,25 @@
 # onto one of ten lists, a line. They take turns, so that what else the machine does meets all alike, and what is printed
 # is the median of the rounds, and the median of the ratios within each.
 #
-#   benches/compare.sh [--rounds N] [--seconds S] [--sync always|interval] [--json FILE] [CONNECTIONSxPIPELINE... | inbox]
+#   benches/compare.sh [--rounds N] [--seconds S] [--sync always|interval] [--rate N] [--json FILE]
+#                      [CONNECTIONSxPIPELINE... | inbox]
 #
 # `inbox` is another comparison: mailboxes that are emptied, 100 messages at once, by INBOX and by LRANGE and LTRIM.
+#
+# With a rate, that many requests a second are sent to each, and it is the time to the answers that tells. The file is what
+# benches/figures.sh draws from.
 #
 # It needs redis-server and installs it with apt-get where it is missing.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-rounds=5 seconds=2 sync=always json= shapes=()
+rounds=5 seconds=2 sync=always rate=0 json= shapes=()
 while [ $# -gt 0 ]; do
     case $1 in
         --rounds) rounds=$2; shift 2 ;;
         --seconds) seconds=$2; shift 2 ;;
         --sync) sync=$2; shift 2 ;;
+        --rate) rate=$2; shift 2 ;;
         --json) json=$2; shift 2 ;;
         inbox | [0-9]*x[0-9]*) shapes+=("$1"); shift ;;
         *) echo "what is $1?" >&2; exit 2 ;;
@@ -78,17 +83,18 @@ measure() { # NAME SHAPE: one line of JSON
             pids+=($!)
             address=$(address_of "$data/out") ;;
         redis)
-            address=127.0.0.1:$(( 20000 + RANDOM % 20000 ))
+            # Below the ports that the system gives to connections.
+            address=127.0.0.1:$(( 20000 + RANDOM % 12000 ))
             taskset -c $server_core redis-server --bind 127.0.0.1 --port "${address#*:}" --dir "$data" --appendonly yes \
                 --appendfsync "$appendfsync" --save '' --daemonize no >"$data/out" &
             pids+=($!)
-            for _ in $(seq 100); do grep -q 'Ready to accept' "$data/out" && break; sleep 0.05; done ;;
+            for _ in $(seq 400); do grep -q 'Ready to accept' "$data/out" && break; sleep 0.05; done ;;
     esac
     if [ "$shape" = inbox ]; then
         echo "{\"requests_per_second\":$(taskset -c "$load_core" "$inbox" "$name" "$address")}"
     else
         taskset -c "$load_core" "$kurir" bench --server "$address" --protocol "$name" --connections "${shape%x*}" \
-            --pipeline "${shape#*x}" --seconds "$seconds" --warm-up 0.5 --bytes 100 --json
+            --pipeline "${shape#*x}" --seconds "$seconds" --warm-up 0.5 --bytes 100 --rate "$rate" --json
     fi
     stop
     rm -rf "$data"
@@ -98,7 +104,9 @@ for shape in "${shapes[@]}"; do
     for round in $(seq "$rounds"); do
         for name in kurir redis echo; do
             [ "$shape $name" != "inbox echo" ] || continue
-            printf '%s\t%s\t%s\t%s\n' "$shape" "$round" "$name" "$(measure "$name" "$shape")"
+            # A failure ends it all: a round without a figure would be compared with another.
+            report=$(measure "$name" "$shape")
+            printf '%s\t%s\t%s\t%s\n' "$shape" "$round" "$name" "$report"
         done
     done
 done >"$work/all"

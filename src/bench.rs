@@ -144,7 +144,8 @@ pub struct Report {
     latency: Histogram<u64>,
 }
 
-const PERCENTILES: [(&str, f64); 5] = [("p50", 50.0), ("p90", 90.0), ("p99", 99.0), ("p99.9", 99.9), ("max", 100.0)];
+const PERCENTILES: [(&str, f64); 7] =
+    [("p50", 50.0), ("p75", 75.0), ("p90", 90.0), ("p99", 99.0), ("p99.9", 99.9), ("p99.99", 99.99), ("max", 100.0)];
 
 impl Report {
     /// True when it is to be printed as JSON.
@@ -169,6 +170,7 @@ impl Report {
         let Options { connections, pipeline, bytes, .. } = &self.options;
         json!({
             "connections": connections,
+            "rate": self.options.rate,
             "pipeline": pipeline,
             "bytes": bytes,
             "seconds": self.elapsed.as_secs_f64(),
