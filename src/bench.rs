@@ -65,7 +65,8 @@ pub struct Options {
     /// Threads, among which the connections are shared out
     #[arg(long, value_name = "N", default_value_t = 1)]
     threads: usize,
-    /// Requests a second in all; 0 for as many as are answered
+    /// Requests a second in all; 0 for as many as are answered. What is due within two milliseconds is waited for awake, so
+    /// the server should have other cores
     #[arg(long, value_name = "N", default_value_t = 0)]
     rate: u64,
     /// Print the figures as JSON
@@ -413,7 +414,11 @@ impl Generator {
                 return Ok(self.counts);
             }
             let dues = self.connections.iter().filter(|one| one.awaited == 0).filter_map(|one| one.due);
-            let due = dues.min().map(|due| due.saturating_duration_since(now)).unwrap_or(Duration::from_millis(100));
+            let due = dues
+                .min()
+                .filter(|_| !is_over)
+                .map(|due| due.saturating_duration_since(now))
+                .unwrap_or(Duration::from_millis(100));
             // The system wakes to the millisecond at best, so what is due before long is waited for awake.
             let wait = due.min(Duration::from_millis(100)).checked_sub(AWAKE).unwrap_or_default();
             self.poll.poll(&mut events, Some(wait))?;

@@ -228,7 +228,7 @@ fn look(journal: &Path, checkpoints: &Path) -> Result<Found, DataError> {
                 // With the whole of the journal nothing of it is needed.
                 if broken.is_empty() && (1..=last).all(|number| segments.contains(&number)) {
                     state = State::new(layout.segment_bytes);
-                    (from, until) = (layout.first(), None);
+                    (from, until) = (layout.first(), Some(until.unwrap_or(salvage.span.lsn)));
                 }
                 checkpoint = Some(Checkpoint { number, span: salvage.span, bytes: 0 });
                 salvaged = Some(salvage);

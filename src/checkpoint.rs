@@ -6,8 +6,8 @@
 //! [`Item`]s, of which the last is [`Item::End`]. Behind them the first 44 bytes stand once more: without them a repair
 //! could do nothing with the rest.
 //!
-//! Mailboxes are written while they go on changing, so one may be as it was later than the rest; see [`Span`]. The journal
-//! behind a checkpoint says again what such a mailbox has seen already, and that changes nothing in it.
+//! Mailboxes are written while they go on changing: what had been sent before the position and still waited when its turn
+//! came, where it stood then. So a checkpoint is of use only with the journal up to where that ended; see [`Span`].
 
 use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
@@ -46,8 +46,8 @@ pub struct Checkpoint {
 pub struct Span {
     /// All that the journal says before this.
     pub lsn: Lsn,
-    /// Mailboxes may be as they were later, up to this: it is of use only with the journal up to there. None where that is not
-    /// known.
+    /// Messages that had been delivered, or written again elsewhere, before this may be so already: it is of use only with the
+    /// journal up to there. None where that is not known.
     pub until: Option<Lsn>,
 }
 
@@ -336,7 +336,6 @@ fn say(item: &Item<'_>) -> String {
         Item::Group { name, .. } => format!("perhaps the group {name}"),
         Item::File { name, .. } => format!("perhaps the file {name}"),
         Item::Listing { name, .. } => format!("perhaps that somebody lists the file {name}"),
-        Item::Mailbox { user, .. } => format!("perhaps how many messages have come for user {}", user.0),
         Item::Entries { user, entries } => format!("perhaps {} waiting messages of user {}", entries.len(), user.0),
     }
 }

@@ -1,10 +1,10 @@
 //! Compaction: a new checkpoint from the state, and what is still needed of segments that hold little else, to be written
 //! again at the journal's end.
 //!
-//! The loop writes down all but the mailboxes at once, and then mailbox by mailbox, so much a turn, while they go on changing;
-//! the journal behind the checkpoint says again what one that was written later has seen already, and that changes nothing in
-//! it. A thread of its own puts it on the disk. It counts once the journal is on the disk as far as it reaches. A crash at
-//! any point leaves the last checkpoint and all that is needed with it.
+//! The loop writes down all but what waits in mailboxes at once, and then mailbox by mailbox, so much a turn, what was sent
+//! before and still waits. What has come meanwhile the journal behind the checkpoint says; that something has gone, or stands
+//! elsewhere, it says once more, which changes nothing. A thread of its own puts it all on the disk. It counts once the
+//! journal is on the disk as far as it reaches. A crash at any point leaves the last checkpoint and all that is needed with it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -25,6 +25,8 @@ const SEGMENTS_OVER: u64 = 4;
 const RELOCATED_BYTES_MAX: u64 = 32 * 1024 * 1024;
 /// So much of the mailboxes is written down in one turn, more or less.
 pub(crate) const BLOCK_BYTES: usize = 128 * 1024;
+/// What is written down at once goes out in blocks of this size, more or less.
+const FRESH_BLOCK_BYTES: usize = 1024 * 1024;
 /// Mailboxes looked at in one turn at most.
 const MAILBOXES_PER_TURN_MAX: u32 = 4096;
 /// So many blocks may be on their way to the disk; a slower one is waited for.
@@ -282,7 +284,16 @@ impl Compaction {
         match std::mem::replace(&mut self.stage, Stage::Finishing) {
             Stage::Fresh(mut block) => {
                 submit(CompactionJob::Begin(self.number));
-                state.snapshot(|item| self.framing.put(item, &mut block));
+                state.snapshot(|item| {
+                    self.framing.put(item, &mut block);
+                    if block.len() >= FRESH_BLOCK_BYTES {
+                        self.blocks_out += 1;
+                        submit(CompactionJob::Write(std::mem::replace(
+                            &mut block,
+                            Vec::with_capacity(FRESH_BLOCK_BYTES),
+                        )));
+                    }
+                });
                 self.pick.look_at_files(state);
                 self.submit(block, &mut submit);
                 self.stage = Stage::Mailboxes { next: UserId(0), from: Lsn(0), end: state.next_user() };
@@ -338,10 +349,9 @@ impl Compaction {
             // One that has been removed is empty when the journal comes to that.
             let Some(account) = state.user(user) else { continue };
             let mailbox = &account.mailbox;
-            let mut rest = mailbox.entries().range(mailbox.position(from)..);
+            let mut rest = mailbox.entries().range(mailbox.position(from)..mailbox.position(self.span.lsn));
             while rest.len() > 0 {
                 if block.len() >= self.block_bytes {
-                    // What comes to it meanwhile stands behind what is there.
                     return (user, rest.next().map_or(from, Entry::sent));
                 }
                 let entries: Vec<Entry> = rest.by_ref().take(entries_max).copied().collect();
@@ -349,10 +359,6 @@ impl Compaction {
                     entries.iter().for_each(|entry| self.pick.look_at_entry(user, entry));
                 }
                 self.framing.put(&Item::Entries { user, entries }, block);
-            }
-            if mailbox.changed() >= self.span.lsn {
-                let (last_id, changed) = (mailbox.last_id(), mailbox.changed());
-                self.framing.put(&Item::Mailbox { user, last_id, changed }, block);
             }
             if block.len() >= self.block_bytes {
                 return (UserId(user.0 + 1), Lsn(0));

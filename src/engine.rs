@@ -118,7 +118,7 @@ pub enum Completion {
     Texts(TextsDone),
     /// The disk has so much room for the journal.
     Space(SpaceDone),
-    /// There is a new checkpoint, or no room for one.
+    /// A compaction has gone on, or has ended.
     Compacted(Compacted),
 }
 

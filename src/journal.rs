@@ -113,7 +113,7 @@ impl Journal {
     /// # Errors
     /// As for [`Self::write`].
     pub fn sync(&mut self) -> io::Result<()> {
-        if self.access == Access::Buffered && self.synced < self.end() {
+        if self.access != Access::Direct && self.synced < self.end() {
             for file in self.unsynced.drain(..) {
                 file.sync_data()?;
             }
@@ -196,7 +196,7 @@ impl Journal {
         let missing = || io::Error::other("the next segment of the journal is not there");
         let next = self.next.pop_front().ok_or_else(missing)?;
         let full = std::mem::replace(&mut self.open, next);
-        if self.access == Access::Buffered {
+        if self.access != Access::Direct {
             self.unsynced.push(full.file);
         }
         Ok(())

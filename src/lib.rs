@@ -29,7 +29,7 @@
 //!
 //! Invariants:
 //! - State changes only in [`state::State::apply`], which is deterministic; start-up is the last checkpoint and the same
-//!   `apply` over the journal behind it. What a mailbox in a checkpoint has seen already changes nothing in it.
+//!   `apply` over the journal behind it. To be told once more that a message has gone or stands elsewhere changes nothing.
 //! - A reply that says OK is written after the journal batch that it depends on is durable, and so is a reply that shows
 //!   what is not durable yet.
 //! - Everything between [`net`] and the helper threads runs without a socket, a clock, a file or randomness.

@@ -125,9 +125,9 @@ impl Mailbox {
         self.entries.get(self.position(lsn)).filter(|entry| entry.sent == lsn)
     }
 
-    /// Puts back what it has seen.
-    pub(crate) fn restore_counters(&mut self, last_id: u64, changed: Lsn) {
-        (self.last_id, self.changed) = (last_id, changed);
+    /// Begins with what a mailbox that is empty now has seen before.
+    pub(crate) fn restore(last_id: u64, changed: Lsn) -> Self {
+        Self { last_id, changed, ..Self::default() }
     }
 
     /// Puts an entry behind the others.
@@ -135,16 +135,13 @@ impl Mailbox {
         self.push_entry(entry);
     }
 
-    /// Takes a new message; none if it has seen what is new since then, as a mailbox of a checkpoint may have.
-    pub(crate) fn push(&mut self, place: Place, holders: usize) -> Option<Entry> {
-        if place.lsn <= self.changed {
-            return None;
-        }
+    /// Takes a new message.
+    pub(crate) fn push(&mut self, place: Place, holders: usize) -> Entry {
         self.changed = place.lsn;
         self.last_id += 1;
         let entry = Entry::new(self.last_id, place, holders);
         self.push_entry(entry);
-        Some(entry)
+        entry
     }
 
     fn push_entry(&mut self, entry: Entry) {
@@ -158,7 +155,7 @@ impl Mailbox {
 
     /// Takes away the messages from the first to the last, by when they were sent, and shows each.
     pub(crate) fn remove(&mut self, lsn: Lsn, first: Lsn, last: Lsn, mut removed: impl FnMut(&Entry)) {
-        self.changed = self.changed.max(lsn);
+        self.changed = lsn;
         let Range { start, end } = self.position(first)..self.position(last.next());
         if start >= end {
             return;

@@ -5,7 +5,7 @@
 //!
 //! A segment has all its bytes on the disk before it gets its name, so that the journal only overwrites: then a sync has
 //! no sizes and extents to write, and a full disk is known before anything is promised. It is made of zeros, or of a
-//! segment that is no longer needed. Through the page cache it is only set aside. Nothing in a segment is changed once the journal has gone past it.
+//! segment that is no longer needed. Where syncs are seldom it is only set aside. Nothing in a segment is changed once the journal has gone past it.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
@@ -13,8 +13,8 @@ use std::io::{self, ErrorKind, Read};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FallocateFlags, OFlags};
-use rustix::io::Errno;
+use rustix::fs::{FallocateFlags, OFlags, fallocate};
+use rustix::io::{Errno, retry_on_intr};
 
 use crate::aligned::{AlignedBuffer, BLOCK_BYTES};
 use crate::change::Lsn;
@@ -105,6 +105,8 @@ pub enum Access {
     Direct,
     /// Through the page cache, and durable after a sync.
     Buffered,
+    /// The same, with syncs that are seldom.
+    Seldom,
 }
 
 impl Access {
@@ -301,18 +303,9 @@ impl SegmentStore {
     fn fill(&self, path: &Path, number: u64) -> io::Result<()> {
         let file = create(path, self.access)?;
         let header = self.layout.header(number);
-        if self.access == Access::Buffered {
-            // To be a little slower in writing down which of its blocks are in use is nothing to syncs that are seldom, and
-            // saves the page cache as many zeros as there are bytes to come.
-            let bytes = BLOCK_BYTES as u64 + self.layout.segment_bytes;
-            match rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, bytes) {
-                Ok(()) => {
-                    file.write_all_at(&header, 0)?;
-                    return file.sync_all();
-                }
-                Err(Errno::OPNOTSUPP | Errno::NOSYS) => {}
-                Err(error) => return Err(error.into()),
-            }
+        if self.access == Access::Seldom && set_aside(&file, BLOCK_BYTES as u64 + self.layout.segment_bytes)? {
+            file.write_all_at(&header, 0)?;
+            return file.sync_all();
         }
         let mut zeros = AlignedBuffer::new(FILL_BYTES);
         zeros.bytes_mut()[..BLOCK_BYTES].copy_from_slice(&header);
@@ -320,6 +313,16 @@ impl SegmentStore {
         zeros.bytes_mut()[..BLOCK_BYTES].fill(0);
         write_zeros(&file, &zeros, BLOCK_BYTES as u64, BLOCK_BYTES as u64 + self.layout.segment_bytes)?;
         file.sync_all()
+    }
+}
+
+/// Has the file system set so many bytes aside, which read as zeros; false where it does not do that. A sync has then to write
+/// down which of them are in use, which is nothing where syncs are seldom, and saves the page cache all the zeros.
+fn set_aside(file: &File, bytes: u64) -> io::Result<bool> {
+    match retry_on_intr(|| fallocate(file, FallocateFlags::empty(), 0, bytes)) {
+        Ok(()) => Ok(true),
+        Err(error @ (Errno::NOSPC | Errno::DQUOT | Errno::FBIG)) => Err(error.into()),
+        Err(_) => Ok(false),
     }
 }
 

@@ -61,13 +61,8 @@ pub enum Item<'a> {
         user: UserId,
         entries: Vec<Entry>,
     },
-    /// How a mailbox was when the last of its entries was written, if a message has come or gone since the rest was.
-    Mailbox {
-        user: UserId,
-        last_id: u64,
-        changed: Lsn,
-    },
-    /// So many items came before, and none follows. What they hold of mailboxes is no younger than `until`.
+    /// So many items came before, and none follows. What has gone from mailboxes had gone by `until`, and what had moved stands
+    /// before it.
     End {
         items: u64,
         until: Option<Lsn>,
@@ -104,9 +99,8 @@ impl<'a> Item<'a> {
             }
             Self::Listing { user, party, name, files } => put(out, 6, &[user, party, name, &files.as_slice()]),
             Self::Entries { user, entries } => put(out, 7, &[user, &entries.as_slice()]),
-            Self::Mailbox { user, last_id, changed } => put(out, 11, &[user, last_id, changed]),
             Self::End { items, until: None } => put(out, 8, &[items]),
-            Self::End { items, until: Some(until) } => put(out, 12, &[items, until]),
+            Self::End { items, until: Some(until) } => put(out, 11, &[items, until]),
         }
     }
 
@@ -155,8 +149,7 @@ impl<'a> Item<'a> {
             },
             7 => Self::Entries { user: fields.take()?, entries: fields.take()? },
             8 => Self::End { items: fields.take()?, until: None },
-            11 => Self::Mailbox { user: fields.take()?, last_id: fields.take()?, changed: fields.take()? },
-            12 => Self::End { items: fields.take()?, until: Some(fields.take()?) },
+            11 => Self::End { items: fields.take()?, until: Some(fields.take()?) },
             _ => return None,
         };
         fields.0.is_empty().then_some(item)
@@ -214,7 +207,6 @@ mod tests {
                 },
                 Item::Listing { user, party: name, name, files: ids.iter().map(|id| FileId(u64::from(*id))).collect() },
                 Item::Entries { user, entries: entries.collect() },
-                Item::Mailbox { user, last_id: b, changed: Lsn(b) },
                 Item::End { items: b, until: secret.then_some(Lsn(b)) },
             ];
             for item in items {

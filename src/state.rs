@@ -525,7 +525,7 @@ impl State {
         match to {
             Target::User(user) => {
                 if let Some(Some(user)) = self.users.get_mut(user.0 as usize) {
-                    user.mailbox.push(place, 1).iter().for_each(|entry| self.usage.add(entry));
+                    self.usage.add(&user.mailbox.push(place, 1));
                 }
             }
             Target::Group(group) => {
@@ -535,7 +535,7 @@ impl State {
                 let holders = others.clone().count();
                 for member in others {
                     if let Some(Some(user)) = self.users.get_mut(member.0 as usize) {
-                        user.mailbox.push(place, holders).iter().for_each(|entry| self.usage.add(entry));
+                        self.usage.add(&user.mailbox.push(place, holders));
                     }
                 }
             }
@@ -726,7 +726,7 @@ impl State {
                 }
                 let Some(place) = self.users.get_mut(user.0 as usize) else { return };
                 let mut restored = User::new(name, password_hash);
-                restored.mailbox.restore_counters(*last_id, *changed);
+                restored.mailbox = Mailbox::restore(*last_id, *changed);
                 *place = Some(Box::new(restored));
                 self.names.insert((*name).into(), Owner::User(*user));
             }
@@ -765,11 +765,6 @@ impl State {
                     let before = names.insert((*name).into(), files.clone());
                     account.listed_files += files.len();
                     account.listed_files -= before.map_or(0, |files| files.len());
-                }
-            }
-            Item::Mailbox { user, last_id, changed } => {
-                if let Some(account) = self.user_mut(*user) {
-                    account.mailbox.restore_counters(*last_id, *changed);
                 }
             }
             Item::Entries { user, entries } => {

@@ -92,7 +92,7 @@ impl Store {
         };
         let access = match sync {
             Sync::Always => Access::probe(&journal).map_err(failed(&journal))?,
-            Sync::Interval => Access::Buffered,
+            Sync::Interval => Access::Seldom,
         };
         let files = FileStore::new(directory.files());
         let recovered = recovery::recover(&directory, access, segment_bytes).map_err(StoreError::Data)?;

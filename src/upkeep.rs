@@ -117,7 +117,7 @@ impl Upkeep {
         self.compact(state, log, checkpoint_bytes, now, host);
     }
 
-    /// True when a turn would write something again, or let go of something.
+    /// True when a turn would go on with a compaction, write something again, or let go of something.
     pub(crate) fn has_work(&self, log: &Log) -> bool {
         let has_freed = self.freed.front().is_some_and(|(end, _)| *end <= log.synced()) || !self.outdated.is_empty();
         let may_free = has_freed && self.holds == 0 && !self.is_asked;

@@ -125,7 +125,7 @@ pub(super) struct Session {
     /// The files that there were, each with the other party, and when to look again.
     files: Option<BTreeSet<(String, String)>>,
     files_at: Instant,
-    /// The files that were sent from here, of which nobody needs to be told.
+    /// The files that were sent from here and are not listed yet, of which nobody needs to be told.
     files_sent: BTreeSet<(String, String)>,
     /// The program ends, and files on their way are given up.
     is_ending: Arc<AtomicBool>,
@@ -497,6 +497,7 @@ impl Session {
                 self.say(Said::FileCame { party: party.clone(), name: name.clone() });
             }
         }
+        self.files_sent.retain(|file| !files.contains(file));
         self.files = Some(files);
     }
 
