@@ -72,6 +72,8 @@ measure() { # NAME SHAPE: one line of JSON
     local name=$1 shape=$2 address data="$work/$1"
     rm -rf "$data"
     mkdir -p "$data"
+    # What the one before has left to be written is not written while this one is measured.
+    sync
     case $name in
         kurir)
             taskset -c $server_core "$kurir" serve --demo --listen 127.0.0.1:0 --data "$data/data" --log warn --sync "$sync" \

@@ -1,11 +1,14 @@
 //! How the cost of a message grows with users, connections and messages that wait: whole turns of the engine without a socket
-//! or a disk, in nanoseconds a request; the median of several rounds. Prints a table, or with `--json` one line of JSON for
-//! each figure.
+//! or a disk, in nanoseconds a request; the median of several rounds. Prints a table.
+//!
+//! With `--prepare DIRECTORY USERS MESSAGES` it makes a data directory instead, with so many users and messages that wait, for
+//! benches/growth.sh, which measures the whole server.
 
 #![allow(missing_docs, clippy::unwrap_used)]
 
 use std::env;
 use std::net::{IpAddr, Ipv4Addr};
+use std::path::Path;
 use std::time::Instant;
 
 mod at_once;
@@ -15,9 +18,10 @@ use kurir::connection::{ConnectionId, Peer};
 use kurir::engine::{Engine, Registration};
 use kurir::limits::Limits;
 use kurir::local::Local;
-use kurir::log::Log;
+use kurir::log::{Log, Need, Sync};
 use kurir::segment::Layout;
 use kurir::state::State;
+use kurir::store::Store;
 use kurir::upkeep::Holdings;
 use sha2::{Digest, Sha256};
 
@@ -124,8 +128,41 @@ fn cost(scale: Scale) -> f64 {
     rounds[ROUNDS / 2]
 }
 
+/// Makes a data directory of this size.
+fn prepare(root: &Path, users: u32, messages: u64) {
+    const CHANGES_PER_COMMIT: u64 = 10_000;
+    let mut store = Store::open(root, 16 * 1024 * 1024, Sync::Interval).unwrap();
+    let text = "x".repeat(100);
+    let mut random = Random(1);
+    let commit = |store: &mut Store, change: &Change<'_>, number: u64| {
+        store.log.append(change, Need::More).unwrap();
+        if number.is_multiple_of(CHANGES_PER_COMMIT) {
+            store.commit().unwrap();
+        }
+    };
+    for user in 0..users {
+        let name = format!("user{user}");
+        let added = Change::UserAdded { user: UserId(user), name: &name, password_hash: "" };
+        commit(&mut store, &added, u64::from(user));
+    }
+    for number in 0..messages {
+        let user = random.below(users);
+        let (to, to_name) = (Target::User(UserId(user)), format!("user{user}"));
+        let from = UserId(0);
+        let sent = Change::MessageSent { from, to, at: NOW, from_name: "user0", to_name: &to_name, text: &text };
+        commit(&mut store, &sent, number);
+    }
+    store.commit().unwrap();
+    store.disk.journal.close().unwrap();
+}
+
 fn main() {
-    let is_json = env::args().any(|argument| argument == "--json");
+    let arguments: Vec<String> = env::args().skip(1).collect();
+    if let [how, root, users, messages] = arguments.as_slice()
+        && how == "--prepare"
+    {
+        return prepare(Path::new(root), users.parse().unwrap(), messages.parse().unwrap());
+    }
     let scales = [
         ("users", [10, 1_000, 100_000].map(|users| (u64::from(users), Scale { users, ..USUAL }))),
         ("connections", [1, 100, 10_000].map(|number| (number as u64, Scale { connections: number, ..USUAL }))),
@@ -135,11 +172,7 @@ fn main() {
         let costs = steps.map(|(size, scale)| (size, cost(scale)));
         for (size, nanoseconds) in costs {
             let times = nanoseconds / costs[0].1;
-            if is_json {
-                println!(r#"{{"what":"{what}","size":{size},"nanoseconds":{nanoseconds:.1}}}"#);
-            } else {
-                println!("{what:<20} {size:>10} {nanoseconds:>8.0} ns a message, {times:.2} times the first");
-            }
+            println!("{what:<20} {size:>10} {nanoseconds:>8.0} ns a message, {times:.2} times the first");
         }
     }
 }

@@ -68,6 +68,8 @@ fn replies(c: &mut Criterion) {
     let mut group = c.benchmark_group("reply");
     let (spec, _) = recognise(b"SEND MESSAGE", Audience::Client).unwrap();
     let mut out = Vec::new();
+    ok(&mut out, &Reply::Done, spec);
+    group.throughput(Throughput::Bytes(out.len() as u64));
     group.bench_function("done", |b| {
         b.iter(|| {
             out.clear();

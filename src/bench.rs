@@ -56,6 +56,9 @@ pub struct Options {
     /// Users that are made, and that all connections share
     #[arg(long, value_name = "N", default_value_t = 10)]
     users: usize,
+    /// Messages go to `user0`, `user1` and so on, of whom there are so many on the server, and not to the users that are made
+    #[arg(long, value_name = "N", default_value_t = 0, hide = true)]
+    receivers: usize,
     /// How long it is measured
     #[arg(long, value_name = "SECONDS", default_value_t = 5.0, value_parser = seconds)]
     seconds: f64,
@@ -214,7 +217,7 @@ pub fn run(options: Options) -> Result<Report, BenchError> {
     let batches = batches(&options)?;
     let begin = Instant::now() + Duration::from_secs_f64(options.warm_up);
     let end = begin + Duration::from_secs_f64(options.seconds);
-    let parts: Vec<Vec<Vec<u8>>> =
+    let parts: Vec<Vec<Batches>> =
         (0..threads).map(|part| batches.iter().skip(part).step_by(threads).cloned().collect()).collect();
     let counts = thread::scope(|scope| {
         let measure = |batches| scope.spawn(|| Generator::new(server, batches, &options, begin, end)?.run());
@@ -238,24 +241,30 @@ fn histogram() -> io::Result<Histogram<u64>> {
     Histogram::new_with_max(longest, SIGNIFICANT_DIGITS).map_err(io::Error::other)
 }
 
-/// What each connection sends again and again.
-fn batches(options: &Options) -> Result<Vec<Vec<u8>>, BenchError> {
+/// What a connection sends together, one after the other, again and again.
+type Batches = Vec<Vec<u8>>;
+
+/// What each connection sends.
+fn batches(options: &Options) -> Result<Vec<Batches>, BenchError> {
     let text = "x".repeat(usize::try_from(options.bytes).unwrap_or(usize::MAX));
     match options.protocol {
         Protocol::Echo => {
             let line = format!("{text}\n");
-            Ok(vec![line.repeat(options.pipeline).into_bytes(); options.connections])
+            Ok(vec![vec![line.repeat(options.pipeline).into_bytes()]; options.connections])
         }
         Protocol::Redis => {
             let batch = |connection: usize| {
                 let list = format!("list{:06}", connection % options.users);
                 format!("*3\r\n$5\r\nRPUSH\r\n${}\r\n{list}\r\n${}\r\n{text}\r\n", list.len(), text.len())
             };
-            Ok((0..options.connections).map(|one| batch(one).repeat(options.pipeline).into_bytes()).collect())
+            Ok((0..options.connections).map(|one| vec![batch(one).repeat(options.pipeline).into_bytes()]).collect())
         }
         Protocol::Kurir => {
             let users = Users::make(options)?;
-            Ok((0..options.connections).map(|connection| users.batch(options, connection, &text)).collect())
+            // Together they reach every receiver.
+            let turns = options.receivers.div_ceil(options.connections * options.pipeline).max(1);
+            let batches = |connection| (0..turns).map(|turn| users.batch(options, connection, turn, &text)).collect();
+            Ok((0..options.connections).map(batches).collect())
         }
     }
 }
@@ -295,9 +304,10 @@ impl Users {
     }
 
     /// One connection's requests: of each kind its part, spread out.
-    fn batch(&self, options: &Options, connection: usize, text: &str) -> Vec<u8> {
+    fn batch(&self, options: &Options, connection: usize, turn: usize, text: &str) -> Vec<u8> {
+        // Prime, so that receivers come in no order, and all of them.
+        const STEP: usize = 7919;
         let user = connection % self.tokens.len();
-        let to = &self.names[(user + 1) % self.tokens.len()];
         let total: u64 = options.mix.0.iter().map(|(_, part)| part).sum();
         let mut owed = vec![0; options.mix.0.len()];
         let mut lines = String::new();
@@ -308,6 +318,11 @@ impl Users {
             let next = (0..owed.len()).max_by_key(|at| owed[*at]).unwrap_or(0);
             owed[next] = owed[next].saturating_sub(total);
             let token = &self.tokens[user];
+            let request = (turn * options.connections + connection) * options.pipeline + number;
+            let to = match options.receivers {
+                0 => self.names[(user + 1) % self.tokens.len()].clone(),
+                receivers => format!("user{}", request * STEP % receivers),
+            };
             lines += &match options.mix.0[next].0 {
                 Kind::Send => format!("SEND MESSAGE {token} {to} {text}\n"),
                 Kind::Inbox => format!("INBOX {token}\n"),
@@ -345,7 +360,9 @@ struct Generator {
 
 struct Connection {
     stream: TcpStream,
-    batch: Vec<u8>,
+    batches: Batches,
+    /// Which of them is sent now.
+    batch: usize,
     written: usize,
     /// Answers that are still to come.
     awaited: u64,
@@ -360,7 +377,7 @@ struct Connection {
 impl Generator {
     fn new(
         server: SocketAddr,
-        batches: Vec<Vec<u8>>,
+        batches: Vec<Batches>,
         options: &Options,
         begin: Instant,
         end: Instant,
@@ -371,7 +388,7 @@ impl Generator {
         let interval = (options.rate > 0).then(|| Duration::from_secs_f64(per_batch / options.rate as f64));
         let count = batches.len();
         let mut connections = Vec::with_capacity(count);
-        for (number, batch) in batches.into_iter().enumerate() {
+        for (number, batches) in batches.into_iter().enumerate() {
             let stream = std::net::TcpStream::connect(server)?;
             stream.set_nodelay(true)?;
             stream.set_nonblocking(true)?;
@@ -380,8 +397,11 @@ impl Generator {
             // They do not all begin at once.
             let offset = interval.map(|interval| interval.mul_f64(number as f64 / count as f64));
             let due = offset.map(|offset| now + offset);
-            let written = batch.len();
-            connections.push(Connection { stream, batch, written, awaited: 0, sent: now, due, carry: Vec::new() });
+            // As if the last had just been answered.
+            let batch = batches.len() - 1;
+            let written = batches[batch].len();
+            let carry = Vec::new();
+            connections.push(Connection { stream, batches, batch, written, awaited: 0, sent: now, due, carry });
         }
         let (end_of_answer, refusal): (&[u8], &[u8]) = match options.protocol {
             Protocol::Kurir => (b"\r\n\r\n", b"{\"status\":\"ERROR\""),
@@ -451,6 +471,7 @@ impl Generator {
         connection.sent = connection.due.unwrap_or(now);
         connection.due = connection.due.zip(self.interval).map(|(due, interval)| due + interval);
         connection.awaited = self.pipeline;
+        connection.batch = (connection.batch + 1) % connection.batches.len();
         connection.written = 0;
         connection.write()
     }
@@ -499,8 +520,9 @@ impl Generator {
 
 impl Connection {
     fn write(&mut self) -> io::Result<()> {
-        while self.written < self.batch.len() {
-            match self.stream.write(&self.batch[self.written..]) {
+        let batch = &self.batches[self.batch];
+        while self.written < batch.len() {
+            match self.stream.write(&batch[self.written..]) {
                 Ok(count) => self.written += count,
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
