@@ -185,6 +185,12 @@ impl Log {
         Some(std::mem::replace(&mut self.open, next))
     }
 
+    /// What stands before this may be told: all that anybody has been told of.
+    #[must_use]
+    pub fn settled(&self) -> Lsn {
+        self.settled
+    }
+
     /// What stands before this is on the disk.
     #[must_use]
     pub fn synced(&self) -> Lsn {

@@ -281,7 +281,7 @@ impl Service {
             self.upkeep.release();
         }
         connection.is_holding = true;
-        let point = Point { end: self.log.synced(), checkpoint: checkpoint.map(|known| known.number), segments };
+        let point = Point { end: self.log.settled(), checkpoint: checkpoint.map(|known| known.number), segments };
         reply::ok(connection.write.out(), &Reply::Held(&point), spec);
         connection.write.seal(None);
     }

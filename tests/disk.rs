@@ -327,6 +327,22 @@ fn a_backup_is_what_was_there_whatever_happens_meanwhile_and_after() {
 }
 
 #[test]
+fn a_backup_has_what_was_acknowledged_though_the_disk_has_it_not_yet() {
+    let root = tempfile::tempdir().unwrap();
+    let (data, copy) = (root.path().join("data"), root.path().join("copy"));
+    let server = Server::demo(&data, &[&SMALL[..], &["--sync", "interval"]].concat());
+    let mut messi = User::new(&server, "messi");
+    for _ in 0..3 {
+        messi.send("SEND MESSAGE", "lineker", 100);
+    }
+    let made = output(&["backup", data.to_str().unwrap(), "--to", copy.to_str().unwrap()]);
+    assert_eq!(made.status.code(), Some(0), "{}", text(&made.stderr));
+    server.stop();
+    let checked = output(&["check", copy.to_str().unwrap()]);
+    assert!(text(&checked.stdout).contains("\n300 messages waiting"), "{}", text(&checked.stdout));
+}
+
+#[test]
 fn messages_that_are_only_on_the_disk_are_given_once_to_whoever_asks_first() {
     let root = tempfile::tempdir().unwrap();
     let server = Server::demo(root.path(), &SMALL);
