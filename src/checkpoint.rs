@@ -16,13 +16,14 @@ use std::ops::Range;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use tracing::warn;
+
 use crate::change::Lsn;
 use crate::data::{self, DataError};
 use crate::field::{Fields, Put};
 use crate::record::{self, BODY_BYTES_MAX, Records};
 use crate::segment::{Layout, VERSION, remove};
 use crate::snapshot::Item;
-use tracing::warn;
 
 const MAGIC: &[u8; 8] = b"kurirchk";
 const HEADER_BYTES: usize = 8 + 4 + 4 + 8 + 8 + 8 + 4;

@@ -287,11 +287,8 @@ impl Compaction {
                 state.snapshot(|item| {
                     self.framing.put(item, &mut block);
                     if block.len() >= FRESH_BLOCK_BYTES {
-                        self.blocks_out += 1;
-                        submit(CompactionJob::Write(std::mem::replace(
-                            &mut block,
-                            Vec::with_capacity(FRESH_BLOCK_BYTES),
-                        )));
+                        let next = Vec::with_capacity(FRESH_BLOCK_BYTES);
+                        self.submit(std::mem::replace(&mut block, next), &mut submit);
                     }
                 });
                 self.pick.look_at_files(state);
@@ -305,7 +302,6 @@ impl Compaction {
                     Stage::Mailboxes { next, from, end: users_end }
                 } else {
                     self.span.until = Some(end);
-                    // The framing is used up.
                     Stage::Written { bytes: self.framing.end(self.span.until, &mut block) }
                 };
                 self.submit(block, &mut submit);
@@ -355,9 +351,7 @@ impl Compaction {
                     return (user, rest.next().map_or(from, Entry::sent));
                 }
                 let entries: Vec<Entry> = rest.by_ref().take(entries_max).copied().collect();
-                if !self.pick.segments.is_empty() {
-                    entries.iter().for_each(|entry| self.pick.look_at_entry(user, entry));
-                }
+                entries.iter().for_each(|entry| self.pick.look_at_entry(user, entry));
                 self.framing.put(&Item::Entries { user, entries }, block);
             }
             if block.len() >= self.block_bytes {
