@@ -16,7 +16,36 @@ const READ_ROOM_MIN: usize = 4 * 1024;
 const WRITE_BYTES_MOVED: usize = 16 * 1024;
 
 /// Memory of more than this is not used again for another connection.
-pub(crate) const SPARE_BYTES_MAX: usize = 64 * 1024;
+const SPARE_BYTES_MAX: usize = 256 * 1024;
+/// So much is kept for others in all.
+const SPARES_BYTES_MAX: usize = 4 * 1024 * 1024;
+
+/// Memory that buffers have let go, for the next that need some.
+#[derive(Debug, Default)]
+pub(crate) struct Spares {
+    spares: Vec<Vec<u8>>,
+    bytes: usize,
+}
+
+impl Spares {
+    /// The memory that was let go last, which is the likeliest to be in a cache.
+    pub(crate) fn take(&mut self) -> Option<Vec<u8>> {
+        let spare = self.spares.pop()?;
+        self.bytes -= spare.capacity();
+        Some(spare)
+    }
+
+    /// Keeps memory, if it is not large and there is not much.
+    pub(crate) fn keep(&mut self, spare: Option<Vec<u8>>) {
+        if let Some(spare) = spare
+            && spare.capacity() <= SPARE_BYTES_MAX
+            && self.bytes + spare.capacity() <= SPARES_BYTES_MAX
+        {
+            self.bytes += spare.capacity();
+            self.spares.push(spare);
+        }
+    }
+}
 
 /// Bytes as they came from the peer.
 ///

@@ -17,7 +17,7 @@ use slab::Slab;
 use tracing::{debug, error, info};
 
 use crate::admission::Admission;
-use crate::buffer::SPARE_BYTES_MAX;
+use crate::buffer::Spares;
 use crate::change::Lsn;
 use crate::clock::Clock;
 use crate::command::{self, LastToken};
@@ -39,8 +39,6 @@ use crate::space::{SpaceDone, SpaceJob};
 use crate::state::State;
 use crate::upkeep::Holdings;
 
-/// Read buffers that are kept for the next connection that has something to say, and as many for what it is answered.
-const SPARE_BUFFERS_MAX: usize = 64;
 /// Memory that a write buffer starts with.
 const OUTPUT_BYTES_START: usize = 512;
 /// How often it is logged how many connections were turned away.
@@ -162,9 +160,9 @@ pub struct Engine {
     turned_away_logged_at: u64,
     /// What answers and other work of completions took, until it is counted against the turn.
     given_bytes: u64,
-    spare_buffers: Vec<Vec<u8>>,
-    /// The same for replies.
-    spare_outputs: Vec<Vec<u8>>,
+    /// For what is read, and for replies.
+    spare_buffers: Spares,
+    spare_outputs: Spares,
     is_stopping: bool,
 }
 
@@ -196,8 +194,8 @@ impl Engine {
             turned_away: None,
             turned_away_logged_at: 0,
             given_bytes: 0,
-            spare_buffers: Vec::new(),
-            spare_outputs: Vec::new(),
+            spare_buffers: Spares::default(),
+            spare_outputs: Spares::default(),
             is_stopping: false,
         }
     }
@@ -696,7 +694,7 @@ impl Engine {
         let mut used = 0;
         if let Some(reason) = connection.closing {
             let discarded = discard_input(connection, &mut self.spare_buffers, host, share, &mut used);
-            keep_spare(&mut self.spare_buffers, connection.read.release());
+            self.spare_buffers.keep(connection.read.release());
             self.service.count_held(connection);
             match discarded {
                 Ok(Stop::Budget) => {
@@ -713,7 +711,7 @@ impl Engine {
         if !connection.write.has_memory() {
             // One that grows from nothing would move what is in it several times.
             let fresh = || Vec::with_capacity(OUTPUT_BYTES_START);
-            connection.write.adopt(self.spare_outputs.pop().unwrap_or_else(fresh));
+            connection.write.adopt(self.spare_outputs.take().unwrap_or_else(fresh));
         }
         let service = &mut self.service;
         let (spares, is_stopping) = (&mut self.spare_buffers, self.is_stopping);
@@ -721,7 +719,7 @@ impl Engine {
         // One long answer may be more than a share, and takes the turns of others with it.
         *bytes_left = bytes_left.saturating_sub(used);
         service.token = LastToken::default();
-        keep_spare(&mut self.spare_buffers, connection.read.release());
+        self.spare_buffers.keep(connection.read.release());
         match stop {
             Ok(Stop::Waiting) => {}
             Ok(Stop::Budget) => {
@@ -761,7 +759,7 @@ impl Engine {
                 }
             }
         }
-        keep_spare(&mut self.spare_outputs, connection.write.release_memory());
+        self.spare_outputs.keep(connection.write.release_memory());
         while let Some((_, delivery)) = connection.deliveries.pop_front_if(|(end, _)| *end <= connection.write.taken())
         {
             self.service.delivered.push_back(delivery);
@@ -834,16 +832,6 @@ impl Engine {
 
 fn find(connections: &mut Slab<Connection>, id: ConnectionId) -> Option<&mut Connection> {
     connections.get_mut(id.slot as usize).filter(|connection| connection.id == id)
-}
-
-/// Keeps the memory of a buffer for the next that needs some, if it is not large and there are not many.
-fn keep_spare(spares: &mut Vec<Vec<u8>>, spare: Option<Vec<u8>>) {
-    if let Some(spare) = spare
-        && spares.len() < SPARE_BUFFERS_MAX
-        && spare.capacity() <= SPARE_BYTES_MAX
-    {
-        spares.push(spare);
-    }
 }
 
 /// Notes what the connection waits for now, and sees to it that it is looked at when that has lasted too long.

@@ -3,7 +3,7 @@
 
 use std::io::ErrorKind;
 
-use crate::buffer::Line;
+use crate::buffer::{Line, Spares};
 use crate::command;
 use crate::connection::{CloseReason, Connection, Phase};
 use crate::content;
@@ -36,7 +36,7 @@ pub(crate) enum Stop {
 pub(crate) fn serve_within_budget(
     connection: &mut Connection,
     service: &mut Service,
-    spare_buffers: &mut Vec<Vec<u8>>,
+    spare_buffers: &mut Spares,
     host: &mut impl Host,
     is_stopping: bool,
     share: u64,
@@ -89,7 +89,7 @@ pub(crate) fn serve_within_budget(
 /// Throws away what a connection still sends though it is not served any more.
 pub(crate) fn discard_input(
     connection: &mut Connection,
-    spare_buffers: &mut Vec<Vec<u8>>,
+    spare_buffers: &mut Spares,
     host: &mut impl Host,
     share: u64,
     used: &mut u64,
@@ -108,13 +108,9 @@ pub(crate) fn discard_input(
 }
 
 /// Reads once. Says how many bytes came.
-fn fill(
-    connection: &mut Connection,
-    spare_buffers: &mut Vec<Vec<u8>>,
-    host: &mut impl Host,
-) -> Result<u64, CloseReason> {
+fn fill(connection: &mut Connection, spare_buffers: &mut Spares, host: &mut impl Host) -> Result<u64, CloseReason> {
     if !connection.read.has_memory() {
-        connection.read.adopt(spare_buffers.pop().unwrap_or_default());
+        connection.read.adopt(spare_buffers.take().unwrap_or_default());
     }
     if matches!(connection.phase, Phase::Upload(_)) {
         connection.read.fit(upload::READ_BYTES);
