@@ -62,7 +62,10 @@ fn recovery(c: &mut Criterion) {
     group.sample_size(10);
     let start = || {
         let store = Store::open(root.path(), SEGMENT_BYTES, Sync::Interval).unwrap();
-        assert_eq!(store.state.users().map(|user| user.mailbox.entries().len()).sum::<usize>(), MESSAGES as usize);
+        assert_eq!(
+            store.state.mailboxes().map(|(_, mailbox)| mailbox.entries().len()).sum::<usize>(),
+            MESSAGES as usize
+        );
         store
     };
     // The directory is locked as long as a store is open, so it is closed within the time.

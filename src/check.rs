@@ -433,8 +433,8 @@ impl fmt::Display for Report {
                 writeln!(f, "put aside: {}", path.display())?;
             }
         }
-        let messages: usize = state.users().map(|user| user.mailbox.entries().len()).sum();
-        let message_bytes: u64 = state.users().map(|user| user.mailbox.bytes()).sum();
+        let messages: usize = state.mailboxes().map(|(_, mailbox)| mailbox.entries().len()).sum();
+        let message_bytes: u64 = state.mailboxes().map(|(_, mailbox)| mailbox.bytes()).sum();
         let logins: usize = state.users().map(|user| user.sessions.len()).sum();
         writeln!(f, "{} users with {logins} logins, {} groups", state.users().count(), state.groups().count())?;
         writeln!(f, "{messages} messages waiting, {message_bytes} bytes")?;

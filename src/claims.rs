@@ -4,10 +4,11 @@
 //! there to be given again.
 
 use std::collections::HashMap;
+use std::ops::Range;
 
 use crate::change::UserId;
 use crate::connection::Delivery;
-use crate::mailbox::{Entry, Mailbox};
+use crate::mailbox::Mailbox;
 
 /// All claims. Those of one mailbox do not overlap and are kept in the order of their messages.
 #[derive(Debug, Default)]
@@ -16,8 +17,8 @@ pub struct Claims {
 }
 
 impl Claims {
-    /// The first run of messages that nobody has claimed.
-    pub fn unclaimed<'m>(&self, user: UserId, mailbox: &'m Mailbox) -> impl Iterator<Item = &'m Entry> + use<'m> {
+    /// Where in a mailbox the first run of messages stands that nobody has claimed.
+    pub fn unclaimed(&self, user: UserId, mailbox: &Mailbox) -> Range<usize> {
         let (mut start, mut end) = (0, mailbox.entries().len());
         for claim in self.by_user.get(&user).into_iter().flatten() {
             let claimed = mailbox.position(claim.first);
@@ -27,7 +28,7 @@ impl Claims {
             }
             start = mailbox.position(claim.last.next());
         }
-        mailbox.entries().range(start.min(end)..end)
+        start.min(end)..end
     }
 
     /// How many of one mailbox there are.

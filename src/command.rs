@@ -17,7 +17,7 @@ use crate::content;
 use crate::failures::{Failures, Origin};
 use crate::limits::{FILE_LISTED_BYTES_MAX, Limits, MEMBER_LISTED_BYTES_MAX};
 use crate::log::{DiskFull, Log, Need};
-use crate::mailbox::Entry;
+use crate::mailbox::{Entry, Mailbox};
 use crate::password::PasswordDone;
 use crate::password_queue::PasswordQueue;
 use crate::refusal::Refusal;
@@ -239,7 +239,7 @@ fn handle_as<'e>(context: &'e mut Context<'_>, request: &Request<'_>, session: S
             Ok(Outcome::Begin(Task::Upload(envelope)))
         }
         Verb::Inbox if context.log.can_deliver() => {
-            let waiting = known(context.state, user)?.mailbox.bytes().min(context.limits.inbox_bytes_max);
+            let waiting = context.state.mailbox(user).map_or(0, Mailbox::bytes).min(context.limits.inbox_bytes_max);
             // As JSON a message takes more than in its record.
             let is_put_off = context.puts_off(usize::try_from(waiting.saturating_mul(3)).unwrap_or(usize::MAX));
             Ok(if is_put_off { Outcome::Later } else { Outcome::Begin(Task::Inbox(user)) })
@@ -596,11 +596,10 @@ fn send<'e>(context: &mut Context<'_>, from: UserId, to: Target, to_name: &str, 
     // others from writing to those who read.
     let free = context.limits.messages_max.saturating_sub(context.state.usage().messages());
     let messages_max = messages_max.min(free.max(MAILBOX_MESSAGES_LEAST));
-    let is_full =
-        |user: &User| user.mailbox.entries().len() >= messages_max || user.mailbox.bytes() + bytes > bytes_max;
+    let is_full = |mailbox: &Mailbox| mailbox.entries().len() >= messages_max || mailbox.bytes() + bytes > bytes_max;
     for receiver in context.state.receivers(from, to) {
         *context.work_bytes += size_of::<Entry>() as u64;
-        if is_full(receiver) {
+        if context.state.mailbox(receiver).is_some_and(is_full) {
             return Err(Refusal::MailboxFull);
         }
     }
@@ -695,7 +694,8 @@ fn check_lists(context: &mut Context<'_>, sent: &Envelope) -> Result<(), Refusal
     let files_max = context.limits.listed_files_max;
     let mut receivers = 0;
     let mut all = context.state.receivers(from, to).inspect(|_| receivers += 1);
-    let is_any_full = all.any(|user| is_one_more && user.listed_files >= files_max);
+    let has_full_list = |user| context.state.user(user).is_some_and(|user| user.listed_files >= files_max);
+    let is_any_full = all.any(|user| is_one_more && has_full_list(user));
     *context.work_bytes += (receivers * (LIST_PLACE_BYTES + name.len())) as u64;
     if is_any_full { Err(Refusal::MailboxFull) } else { Ok(()) }
 }

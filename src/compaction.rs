@@ -148,11 +148,17 @@ impl Pick {
 
     /// True for what stands in a segment that was picked. One that only ends in it keeps it too.
     fn is_picked(&self, place: Place) -> bool {
-        if self.segments.is_empty() || self.left == 0 {
+        if self.left == 0 {
             return false;
         }
         let last = self.layout.segment(Lsn(place.end().0 - 1));
         self.segments.contains(&self.layout.segment(place.lsn)) || self.segments.contains(&last)
+    }
+
+    fn look_at_entries(&mut self, user: UserId, entries: &[Entry]) {
+        if !self.segments.is_empty() {
+            entries.iter().for_each(|entry| self.look_at_entry(user, entry));
+        }
     }
 
     fn look_at_entry(&mut self, user: UserId, entry: &Entry) {
@@ -343,16 +349,18 @@ impl Compaction {
         for user in (first.0..last.0).map(UserId) {
             let from = std::mem::take(&mut from);
             // One that has been removed is empty when the journal comes to that.
-            let Some(account) = state.user(user) else { continue };
-            let mailbox = &account.mailbox;
-            let mut rest = mailbox.entries().range(mailbox.position(from)..mailbox.position(self.span.lsn));
-            while rest.len() > 0 {
-                if block.len() >= self.block_bytes {
-                    return (user, rest.next().map_or(from, Entry::sent));
+            let Some(mailbox) = state.mailbox(user) else { continue };
+            let (older, newer) = mailbox.entries().as_slices();
+            for part in [older, newer] {
+                let position = |lsn: Lsn| part.partition_point(|entry| entry.sent() < lsn);
+                let rest = part.get(position(from)..position(self.span.lsn)).unwrap_or_default();
+                for entries in rest.chunks(entries_max) {
+                    if block.len() >= self.block_bytes {
+                        return (user, entries.first().map_or(from, Entry::sent));
+                    }
+                    self.pick.look_at_entries(user, entries);
+                    self.framing.put(&Item::Entries { user, entries: entries.into() }, block);
                 }
-                let entries: Vec<Entry> = rest.by_ref().take(entries_max).copied().collect();
-                entries.iter().for_each(|entry| self.pick.look_at_entry(user, entry));
-                self.framing.put(&Item::Entries { user, entries }, block);
             }
             if block.len() >= self.block_bytes {
                 return (UserId(user.0 + 1), Lsn(0));

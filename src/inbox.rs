@@ -73,17 +73,21 @@ impl Service {
         if on_their_way >= self.limits.inboxes_per_user_max {
             return self.refuse(connection, Refusal::ServerBusy, Some(spec));
         }
-        let mailbox = self.state.user(user).map(|user| &user.mailbox);
-        let unclaimed = mailbox.into_iter().flat_map(|mailbox| self.claims.unclaimed(user, mailbox));
-        let mut bytes = 0;
-        let fits = |entry: &&Entry| {
-            // The first goes in whatever its size.
-            let is_first = bytes == 0;
-            bytes += u64::from(entry.place().bytes);
-            is_first || bytes <= self.limits.inbox_bytes_max
+        let Some(mailbox) = self.state.mailbox(user) else {
+            return self.refuse(connection, Refusal::InvalidToken, Some(spec));
         };
-        let last_id = mailbox.map_or(0, Mailbox::last_id);
-        let entries: Vec<Entry> = unclaimed.take(self.limits.inbox_messages_max).take_while(fits).copied().collect();
+        let unclaimed = self.claims.unclaimed(user, mailbox);
+        let mut entries: Vec<Entry> = Vec::with_capacity(unclaimed.len().min(self.limits.inbox_messages_max));
+        let mut bytes = 0;
+        for entry in mailbox.entries().range(unclaimed).take(self.limits.inbox_messages_max) {
+            bytes += u64::from(entry.place().bytes);
+            // The first goes in whatever its size.
+            if bytes > self.limits.inbox_bytes_max && !entries.is_empty() {
+                break;
+            }
+            entries.push(*entry);
+        }
+        let last_id = mailbox.last_id();
         let records = self.log.records(entries.iter().map(Entry::place));
         if records.iter().all(Option::is_some) {
             let messages = records.iter().map_while(|record| in_memory((*record)?));
@@ -135,7 +139,7 @@ impl Service {
         let bytes_max = usize::try_from(self.limits.inbox_bytes_max).unwrap_or(usize::MAX);
         let mut messages = messages.peekable();
         if messages.peek().is_some() {
-            let last_id = self.state.user(claim.user).map_or(0, |user| user.mailbox.last_id());
+            let last_id = self.state.mailbox(claim.user).map_or(0, Mailbox::last_id);
             let items = items(&entries, last_id, messages);
             let count = self.inbox.write(connection.write.out(), items, bytes_max, spec.dialect);
             return self.delivering(connection, claim.user, entries.get(..count).unwrap_or_default());
@@ -143,7 +147,7 @@ impl Service {
         drop(messages);
         // What is not where it was may have been written again elsewhere meanwhile, or have gone with its reader.
         let Some(first) = entries.first() else { return };
-        let mailbox = self.state.user(claim.user).map(|user| &user.mailbox);
+        let mailbox = self.state.mailbox(claim.user);
         let is_elsewhere = |entry: &Entry| mailbox.and_then(|mailbox| mailbox.entry(entry.sent())) != Some(entry);
         match mailbox {
             None => self.refuse(connection, Refusal::InvalidToken, Some(spec)),
@@ -172,7 +176,7 @@ impl Service {
             connection.deliveries.push_back((connection.write.end(), delivery));
         }
         // An empty reply tells something too: that what was there has been delivered.
-        let changed = self.state.user(user).map(|user| user.mailbox.changed());
+        let changed = self.state.mailbox(user).map(Mailbox::changed);
         connection.write.seal(changed.and_then(|lsn| self.log.unsettled_at(lsn)));
     }
 }

@@ -247,12 +247,10 @@ impl Log {
     }
 
     /// The records at these places, each if it is still in memory.
-    pub fn records(&self, places: impl Iterator<Item = Place> + Clone) -> Vec<Option<&[u8]>> {
-        // None of what is not in the open batch yet is in the tail, and the other way round.
-        let settled = places.clone().take_while(|place| place.lsn < self.open.start);
-        let count = settled.clone().count();
-        let in_tail = self.tail.records(settled);
-        in_tail.chain(places.skip(count).map(|place| self.record(place))).collect()
+    pub fn records(&self, places: impl ExactSizeIterator<Item = Place>) -> Vec<Option<&[u8]>> {
+        let mut in_tail = self.tail.lookup();
+        let record = |place: Place| if place.lsn < self.open.start { in_tail(place) } else { self.record(place) };
+        places.map(record).collect()
     }
 
     /// True while changes come faster than the disk takes them or room is made for them: they must wait for it, since a

@@ -197,6 +197,7 @@ impl InboxWriter {
             let (written, classic) = (begin.0..self.written.len(), begin.1..self.classic.len());
             self.pieces.push(Piece { written, list, classic, list_classic });
         }
+        out.reserve(self.bytes());
         out.extend_from_slice(br#"{"status":"OK""#);
         key(out, "data");
         let pieces = self.pieces.iter().map(|piece| (piece.list, piece.written.clone()));

@@ -1,5 +1,7 @@
 //! What a checkpoint holds: the whole state but for the texts of messages, in items that build it up again.
 
+use std::borrow::Cow;
+
 use crate::change::{FileId, GroupId, Kept, Lsn, Place, SessionId, Target, UserId};
 use crate::field::{Fields, Put, Take};
 use crate::mailbox::Entry;
@@ -59,7 +61,7 @@ pub enum Item<'a> {
     /// More of a user's mailbox.
     Entries {
         user: UserId,
-        entries: Vec<Entry>,
+        entries: Cow<'a, [Entry]>,
     },
     /// So many items came before, and none follows. What has gone from mailboxes had gone by `until`, and what had moved stands
     /// before it.
@@ -98,7 +100,7 @@ impl<'a> Item<'a> {
                 }
             }
             Self::Listing { user, party, name, files } => put(out, 6, &[user, party, name, &files.as_slice()]),
-            Self::Entries { user, entries } => put(out, 7, &[user, &entries.as_slice()]),
+            Self::Entries { user, entries } => put(out, 7, &[user, &&**entries]),
             Self::End { items, until: None } => put(out, 8, &[items]),
             Self::End { items, until: Some(until) } => put(out, 11, &[items, until]),
         }
@@ -147,7 +149,7 @@ impl<'a> Item<'a> {
                 name: fields.take()?,
                 files: fields.take()?,
             },
-            7 => Self::Entries { user: fields.take()?, entries: fields.take()? },
+            7 => Self::Entries { user: fields.take()?, entries: Cow::Owned(fields.take()?) },
             8 => Self::End { items: fields.take()?, until: None },
             11 => Self::End { items: fields.take()?, until: Some(fields.take()?) },
             _ => return None,
@@ -163,15 +165,31 @@ fn put(out: &mut Vec<u8>, kind: u8, fields: &[&dyn Put]) {
     }
 }
 
+/// What an entry takes.
+const ENTRY_BYTES: usize = 24;
+
+fn encode_entry(entry: &Entry) -> [u8; ENTRY_BYTES] {
+    let (sent, lsn, size, id) = entry.parts();
+    let mut encoded = [0; ENTRY_BYTES];
+    encoded[..8].copy_from_slice(&sent.0.to_le_bytes());
+    encoded[8..16].copy_from_slice(&lsn.0.to_le_bytes());
+    encoded[16..20].copy_from_slice(&size.to_le_bytes());
+    encoded[20..].copy_from_slice(&id.to_le_bytes());
+    encoded
+}
+
 impl Put for Entry {
     fn put(&self, out: &mut Vec<u8>) {
-        let (sent, lsn, size, id) = self.parts();
-        let mut encoded = [0; 24];
-        encoded[..8].copy_from_slice(&sent.0.to_le_bytes());
-        encoded[8..16].copy_from_slice(&lsn.0.to_le_bytes());
-        encoded[16..20].copy_from_slice(&size.to_le_bytes());
-        encoded[20..].copy_from_slice(&id.to_le_bytes());
-        out.extend_from_slice(&encoded);
+        out.extend_from_slice(&encode_entry(self));
+    }
+
+    /// Most of a checkpoint is this.
+    fn put_all(entries: &[Self], out: &mut Vec<u8>) {
+        let start = out.len();
+        out.resize(start + entries.len() * ENTRY_BYTES, 0);
+        for (place, entry) in out[start..].as_chunks_mut().0.iter_mut().zip(entries) {
+            *place = encode_entry(entry);
+        }
     }
 }
 

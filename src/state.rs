@@ -24,6 +24,8 @@ const HOUR_MS: u64 = 60 * 60 * 1000;
 #[derive(Debug, PartialEq, Eq)]
 pub struct State {
     users: Vec<Option<Box<User>>>,
+    /// One for each of them, side by side: a message needs its receiver's, and nothing else of whose it is.
+    mailboxes: Vec<Option<Mailbox>>,
     groups: HashMap<GroupId, Group>,
     groups_next: u32,
     /// Most names are short enough to stand in the table itself.
@@ -69,8 +71,6 @@ pub struct User {
     pub name: Box<str>,
     /// A PHC string.
     pub password_hash: Box<str>,
-    /// What it has not read yet.
-    pub mailbox: Mailbox,
     /// Its logins.
     pub sessions: Vec<SessionId>,
     /// The groups that it is a member of.
@@ -90,7 +90,6 @@ impl User {
         Self {
             name: name.into(),
             password_hash: password_hash.into(),
-            mailbox: Mailbox::default(),
             sessions: Vec::new(),
             groups: BTreeSet::new(),
             files: BTreeMap::new(),
@@ -156,6 +155,7 @@ impl State {
     pub fn new(segment_bytes: u64) -> Self {
         Self {
             users: Vec::new(),
+            mailboxes: Vec::new(),
             groups: HashMap::new(),
             groups_next: 0,
             names: HashMap::default(),
@@ -178,7 +178,13 @@ impl State {
 
     /// Every mailbox with what waits in it.
     pub fn mailboxes(&self) -> impl Iterator<Item = (UserId, &Mailbox)> {
-        (0..).map(UserId).zip(&self.users).filter_map(|(id, user)| user.as_ref().map(|user| (id, &user.mailbox)))
+        (0..).map(UserId).zip(&self.mailboxes).filter_map(|(id, mailbox)| Some((id, mailbox.as_ref()?)))
+    }
+
+    /// What the user has not read yet.
+    #[must_use]
+    pub fn mailbox(&self, user: UserId) -> Option<&Mailbox> {
+        self.mailboxes.get(user.0 as usize)?.as_ref()
     }
 
     /// The user with this number.
@@ -249,13 +255,13 @@ impl State {
     }
 
     /// Who gets what `from` sends to `to`.
-    pub fn receivers(&self, from: UserId, to: Target) -> impl Iterator<Item = &User> {
+    pub fn receivers(&self, from: UserId, to: Target) -> impl Iterator<Item = UserId> {
         let (one, members) = match to {
             Target::User(user) => (Some(user), &[][..]),
             Target::Group(group) => (None, self.group(group).map_or(&[][..], |group| &group.members)),
         };
         let others = members.iter().copied().filter(move |member| *member != from);
-        one.into_iter().chain(others).filter_map(|receiver| self.user(receiver))
+        one.into_iter().chain(others)
     }
 
     /// The login, if it is still good at `now`.
@@ -352,8 +358,11 @@ impl State {
             stored.holders.iter().for_each(|holder| *listed.entry(*holder).or_default() += 1);
         }
         assert_eq!(self.files.values().map(|stored| stored.bytes).sum::<u64>(), self.files_bytes, "bytes of all files");
+        assert_eq!(self.users.len(), self.mailboxes.len(), "a mailbox for each");
         for (number, account) in (0..).zip(&self.users) {
-            let (user, Some(account)) = (UserId(number), account) else { continue };
+            let user = UserId(number);
+            assert_eq!(account.is_some(), self.mailbox(user).is_some(), "the mailbox of {user:?}");
+            let Some(account) = account else { continue };
             assert_eq!(self.user_named(&account.name), Some(user), "a name");
             let (bytes, files) = sent.get(&user).copied().unwrap_or_default();
             assert_eq!((account.sent_bytes, account.sent_files), (bytes, files), "what {user:?} has sent");
@@ -399,8 +408,8 @@ impl State {
             Change::MessageSent { from, to, .. } => self.send(place, from, to),
             Change::MessageMoved { sent, holders, .. } => self.relocate(place, sent, holders),
             Change::Delivered { user, first, last } => {
-                if let Some(Some(user)) = self.users.get_mut(user.0 as usize) {
-                    user.mailbox.remove(lsn, first, last, |entry| self.usage.remove(entry));
+                if let Some(Some(mailbox)) = self.mailboxes.get_mut(user.0 as usize) {
+                    mailbox.remove(lsn, first, last, |entry| self.usage.remove(entry));
                 }
             }
             Change::FileStored { file, from, to, bytes, name, sum } => {
@@ -424,10 +433,22 @@ impl State {
         if user < self.next_user() || self.is_taken(name) {
             return;
         }
+        self.put_user(user, User::new(name, password_hash), Mailbox::default());
+    }
+
+    fn put_user(&mut self, user: UserId, account: User, mailbox: Mailbox) {
+        let place = user.0 as usize;
         // There is a gap where a repair has dropped somebody.
-        self.users.resize_with(user.0 as usize, || None);
-        self.names.insert(name.into(), Owner::User(user));
-        self.users.push(Some(Box::new(User::new(name, password_hash))));
+        self.set_users((place + 1).max(self.users.len()));
+        self.names.insert((&*account.name).into(), Owner::User(user));
+        self.users[place] = Some(Box::new(account));
+        self.mailboxes[place] = Some(mailbox);
+    }
+
+    /// Has places for so many users.
+    fn set_users(&mut self, count: usize) {
+        self.users.resize_with(count, || None);
+        self.mailboxes.resize_with(count, || None);
     }
 
     fn change_password(&mut self, user: UserId, password_hash: &str, keep: Option<SessionId>) {
@@ -451,7 +472,8 @@ impl State {
         }
         let Some(account) = self.users.get_mut(user.0 as usize).and_then(Option::take) else { return };
         self.names.remove(&*account.name);
-        for entry in account.mailbox.entries() {
+        let mailbox = self.mailboxes.get_mut(user.0 as usize).and_then(Option::take);
+        for entry in mailbox.iter().flat_map(Mailbox::entries) {
             self.usage.remove(entry);
         }
         for file in account.files.into_values().flat_map(BTreeMap::into_values).flatten() {
@@ -524,8 +546,8 @@ impl State {
     fn send(&mut self, place: Place, from: UserId, to: Target) {
         match to {
             Target::User(user) => {
-                if let Some(Some(user)) = self.users.get_mut(user.0 as usize) {
-                    self.usage.add(&user.mailbox.push(place, 1));
+                if let Some(Some(mailbox)) = self.mailboxes.get_mut(user.0 as usize) {
+                    self.usage.add(&mailbox.push(place, 1));
                 }
             }
             Target::Group(group) => {
@@ -534,8 +556,8 @@ impl State {
                 let others = group.members.iter().filter(|member| **member != from);
                 let holders = others.clone().count();
                 for member in others {
-                    if let Some(Some(user)) = self.users.get_mut(member.0 as usize) {
-                        self.usage.add(&user.mailbox.push(place, holders));
+                    if let Some(Some(mailbox)) = self.mailboxes.get_mut(member.0 as usize) {
+                        self.usage.add(&mailbox.push(place, holders));
                     }
                 }
             }
@@ -545,8 +567,8 @@ impl State {
     fn relocate(&mut self, place: Place, sent: Lsn, holders: Holders<'_>) {
         let count = holders.count();
         for user in holders.iter() {
-            let Some(Some(user)) = self.users.get_mut(user.0 as usize) else { continue };
-            if let Some((before, now)) = user.mailbox.relocate(sent, place, count) {
+            let Some(Some(mailbox)) = self.mailboxes.get_mut(user.0 as usize) else { continue };
+            if let Some((before, now)) = mailbox.relocate(sent, place, count) {
                 self.usage.add(&now);
                 self.usage.remove(&before);
             }
@@ -682,8 +704,9 @@ impl State {
         show(&Item::Counters { users, groups: self.groups_next, files: self.files_next });
         let users = || (0..).map(UserId).zip(&self.users).filter_map(|(id, user)| Some((id, user.as_deref()?)));
         for (user, account) in users() {
-            let User { name, password_hash, mailbox, .. } = account;
-            let (last_id, changed) = (mailbox.last_id(), mailbox.changed());
+            let User { name, password_hash, .. } = account;
+            let (last_id, changed) =
+                self.mailbox(user).map_or((0, Lsn(0)), |mailbox| (mailbox.last_id(), mailbox.changed()));
             show(&Item::User { user, name, password_hash, last_id, changed });
         }
         for (group, known) in &self.groups {
@@ -715,20 +738,12 @@ impl State {
     pub fn restore(&mut self, item: &Item<'_>) {
         match item {
             Item::Counters { users, groups, files } => {
-                self.users.resize_with(*users as usize, || None);
+                self.set_users(*users as usize);
                 self.groups_next = *groups;
                 self.files_next = *files;
             }
             Item::User { user, name, password_hash, last_id, changed } => {
-                // The counters may be among what a repair has dropped.
-                if self.next_user() <= *user {
-                    self.users.resize_with(user.0 as usize + 1, || None);
-                }
-                let Some(place) = self.users.get_mut(user.0 as usize) else { return };
-                let mut restored = User::new(name, password_hash);
-                restored.mailbox = Mailbox::restore(*last_id, *changed);
-                *place = Some(Box::new(restored));
-                self.names.insert((*name).into(), Owner::User(*user));
+                self.put_user(*user, User::new(name, password_hash), Mailbox::restore(*last_id, *changed));
             }
             Item::Session { session, user, used } => self.open_session(*session, *user, *used),
             Item::Group { group, name, owner, secret_hash, members } => {
@@ -768,9 +783,9 @@ impl State {
                 }
             }
             Item::Entries { user, entries } => {
-                let Some(Some(user)) = self.users.get_mut(user.0 as usize) else { return };
-                for entry in entries {
-                    user.mailbox.restore_entry(*entry);
+                let Some(Some(mailbox)) = self.mailboxes.get_mut(user.0 as usize) else { return };
+                for entry in entries.iter() {
+                    mailbox.restore_entry(*entry);
                     self.usage.add(entry);
                 }
             }

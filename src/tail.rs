@@ -80,16 +80,15 @@ impl Tail {
         self.piece(place.lsn)?.record(place)
     }
 
-    /// The records at these places, each if it is still there.
-    pub fn records(&self, places: impl Iterator<Item = Place>) -> impl Iterator<Item = Option<&[u8]>> {
+    /// Gives the record at a place, if it is still there: the sooner when the one before stood near it.
+    pub fn lookup<'t>(&'t self) -> impl FnMut(Place) -> Option<&'t [u8]> {
         let mut last: Option<&Piece> = None;
-        places.map(move |place| {
-            // What is read together mostly stands together.
+        move |place| {
             if last.is_none_or(|piece| place.lsn < piece.start || place.lsn >= piece.end()) {
                 last = self.piece(place.lsn);
             }
             last?.record(place)
-        })
+        }
     }
 
     /// The piece that holds a position, if one does.
@@ -120,7 +119,7 @@ mod tests {
         assert!(tail.bytes < 300 * 1024);
         assert_eq!(tail.record(place(1001)), None);
         let places = [900, 901, 999, 0, 1001, 950, 1000].map(place);
-        let found: Vec<Option<&[u8]>> = tail.records(places.into_iter()).collect();
+        let found: Vec<Option<&[u8]>> = places.into_iter().map(tail.lookup()).collect();
         assert_eq!(found, places.map(|place| tail.record(place)));
         assert_eq!(tail.record(Place { lsn: Lsn(0), bytes: 10 }), None);
     }

@@ -320,7 +320,7 @@ fn relocate_message(
     let still: Vec<_> = holders
         .iter()
         .filter(|user| {
-            let entry = state.user(**user).and_then(|user| user.mailbox.entry(sent));
+            let entry = state.mailbox(**user).and_then(|mailbox| mailbox.entry(sent));
             entry.is_some_and(|entry| entry.place() == place)
         })
         .collect();

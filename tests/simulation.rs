@@ -736,8 +736,8 @@ impl World {
         self.workers.disk = disk;
         // That a message was delivered may not have been written down; then it comes again.
         for (index, name) in USERS.iter().enumerate() {
-            let user = state.user(state.user_named(name).unwrap()).unwrap();
-            for entry in user.mailbox.entries() {
+            let user = state.user_named(name).unwrap();
+            for entry in state.mailbox(user).unwrap().entries() {
                 let key = (index, self.workers.disk.text(entry.place()));
                 if let Some(id) = self.model.delivered.remove(&key) {
                     self.model.undone.insert(key, id);
