@@ -270,8 +270,9 @@ impl<'a> Message<'a> {
 /// The size of the record of a message that is sent.
 #[must_use]
 pub fn message_bytes(from_name: &str, to_name: &str, text: &str) -> usize {
-    const FIXED_BYTES: usize = record::HEADER_BYTES + 1 + 4 + 5 + 8;
-    FIXED_BYTES + field::text_bytes(from_name) + field::text_bytes(to_name) + field::text_bytes(text)
+    const FIXED_BYTES: usize = 1 + 4 + 5 + 8;
+    let texts = field::text_bytes(from_name) + field::text_bytes(to_name) + field::text_bytes(text);
+    record::record_bytes(FIXED_BYTES + texts)
 }
 
 impl<'a> Change<'a> {
@@ -544,7 +545,7 @@ mod tests {
                 let mut encoded = Vec::new();
                 change.encode(&mut encoded);
                 if let Change::MessageSent { from_name, to_name, text, .. } = change {
-                    prop_assert_eq!(record::HEADER_BYTES + encoded.len(), message_bytes(from_name, to_name, text));
+                    prop_assert_eq!(record::record_bytes(encoded.len()), message_bytes(from_name, to_name, text));
                 }
                 prop_assert_eq!(Change::decode(&encoded), Some(change));
                 prop_assert_eq!(Message::decode(&encoded), message_of(&change));

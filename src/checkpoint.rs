@@ -21,7 +21,7 @@ use tracing::warn;
 use crate::change::Lsn;
 use crate::data::{self, DataError};
 use crate::field::{Fields, Put};
-use crate::record::{self, BODY_BYTES_MAX, Records};
+use crate::record::{self, BODY_BYTES_MAX, RECORD_BYTES_MIN, Records};
 use crate::segment::{Layout, VERSION, remove};
 use crate::snapshot::Item;
 
@@ -300,22 +300,25 @@ pub fn salvage(directory: &Path, number: u64, mut show: impl FnMut(&Item<'_>)) -
     let mut damage: Vec<(Range<u64>, String)> =
         first.is_none().then(|| (header_range, "the beginning of a checkpoint".to_owned())).into_iter().collect();
     let bytes = &bytes[..bytes.len() - if last.is_some() { HEADER_BYTES } else { 0 }];
-    let body_at = |at: usize| record::body_at(bytes.get(at..)?, layout.salt, Lsn(at as u64));
     let (mut at, mut is_ended, mut span) = (HEADER_BYTES, false, Span { lsn, until: None });
     while at < bytes.len() {
-        let Some(body) = body_at(at) else {
-            let next = (at + 1..bytes.len()).find(|next| body_at(*next).is_some()).unwrap_or(bytes.len());
-            let body = bytes.get(at + record::HEADER_BYTES..next).unwrap_or_default();
+        let Some(body) = record::body_at(&bytes[at..], layout.salt, Lsn(at as u64)) else {
+            let least = at + RECORD_BYTES_MIN;
+            let behind = bytes.get(least..).unwrap_or_default();
+            let next = record::find_next(behind, layout.salt, Lsn(least as u64), behind.len());
+            let next = next.map_or(bytes.len(), |next| least + next);
+            let body = record::claimed_body(&bytes[at..next]).unwrap_or_default();
             damage.push((at as u64..next as u64, Item::decode(body).map_or(UNKNOWN.to_owned(), |item| say(&item))));
             at = next;
             continue;
         };
+        let end = at + record::record_bytes(body.len());
         match Item::decode(body) {
             Some(Item::End { until, .. }) => (is_ended, span.until) = (true, until),
             Some(item) => show(&item),
-            None => damage.push((at as u64..(at + record::HEADER_BYTES + body.len()) as u64, UNKNOWN.to_owned())),
+            None => damage.push((at as u64..end as u64, UNKNOWN.to_owned())),
         }
-        at += record::HEADER_BYTES + body.len();
+        at = end;
     }
     if !is_ended && damage.is_empty() {
         // Cut off between two records.

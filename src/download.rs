@@ -157,7 +157,7 @@ impl Service {
     }
 
     fn begin_small_download(&mut self, connection: &mut Connection, small: SmallDownload, host: &mut impl Host) {
-        let record = self.log.record(small.place).and_then(|record| record.get(record::HEADER_BYTES..));
+        let record = self.log.record(small.place).and_then(record::claimed_body);
         if let Some(content) = record.and_then(|body| Change::decode(body)?.content()) {
             small.write(connection, content, &self.log);
         } else if self.admit_reading(connection.id, small.user, small.held_bytes()) {

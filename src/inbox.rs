@@ -183,7 +183,7 @@ impl Service {
 
 /// The message in a record that this process has made.
 fn in_memory(record: &[u8]) -> Option<Message<'_>> {
-    Message::decode(record.get(record::HEADER_BYTES..)?)
+    Message::decode(record::claimed_body(record)?)
 }
 
 fn items<'m>(

@@ -92,11 +92,7 @@ fn next_record(journal: &Path, layout: Layout, segments: &BTreeSet<u64>, bad: Ls
         window.clear();
         Stream::new(journal, layout, at, Lsn(at.0 + 2 * SEARCH_BYTES as u64)).read_to_end(&mut window)?;
         let searched = window.len().min(SEARCH_BYTES);
-        let is_whole = |start: &usize| {
-            let lsn = Lsn(at.0 + *start as u64);
-            record::body_at(&window[*start..], layout.salt, lsn).is_some()
-        };
-        if let Some(start) = (0..searched).find(is_whole) {
+        if let Some(start) = record::find_next(&window, layout.salt, at, searched) {
             return Ok(Some(Lsn(at.0 + start as u64)));
         }
         // A file that is short or missing is gone over.
@@ -119,7 +115,7 @@ pub fn describe(journal: &Path, layout: Layout, damage: &Range<Lsn>) -> io::Resu
         let one = record::claimed_bytes(rest).filter(|bytes| *bytes as u64 <= left && *bytes <= rest.len());
         // What is left over must be long enough for a record, or it is none.
         let one = one.filter(|bytes| *bytes as u64 == left || *bytes as u64 + RECORD_BYTES_MIN as u64 <= left);
-        let (bytes, what) = match one.and_then(|bytes| Some((bytes, rest.get(HEADER_BYTES..bytes)?))) {
+        let (bytes, what) = match one.and_then(|bytes| Some((bytes, record::claimed_body(rest)?))) {
             Some((bytes, body)) => {
                 (bytes as u64, Change::decode(body).map_or("a record".to_owned(), |change| say(&change)))
             }

@@ -23,7 +23,7 @@ use crate::field::{Fields, Put};
 
 const MAGIC: &[u8; 8] = b"kurirjnl";
 /// Of the layout of segments, records, changes and checkpoints together.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 const HEADER_BYTES: usize = 8 + 4 + 4 + 8 + 8 + 4;
 /// Zeros are written in pieces of this size: a write of the journal waits for one of them.
 const FILL_BYTES: usize = 128 * 1024;

@@ -296,7 +296,7 @@ impl Upkeep {
 /// Writes again what is still needed; false when there is no room for it.
 fn relocate_one(relocation: &Relocation, state: &mut State, log: &mut Log) -> bool {
     let Relocation { place, needed, record } = relocation;
-    let Some(change) = record.get(record::HEADER_BYTES..).and_then(Change::decode) else { return true };
+    let Some(change) = record::claimed_body(record).and_then(Change::decode) else { return true };
     match needed {
         Needed::Message { sent, holders } => relocate_message(&change, *place, *sent, holders, state, log),
         Needed::File(file) => relocate_file(&change, *place, *file, state, log),
