@@ -33,7 +33,7 @@ use crate::password::{PasswordDone, PasswordJob};
 use crate::refusal::Refusal;
 use crate::reply;
 use crate::run_queue::RunQueue;
-use crate::serve::{Stop, discard_input, serve_within_budget};
+use crate::serve::{Budget, Stop, discard_input, serve_within_budget};
 use crate::service::{Service, Storing};
 use crate::space::{SpaceDone, SpaceJob};
 use crate::state::State;
@@ -691,9 +691,9 @@ impl Engine {
         let Some(connection) = find(&mut self.connections, id) else { return };
         connection.is_queued = false;
         self.service.is_long_turn = std::mem::take(&mut connection.is_long);
-        let mut used = 0;
+        let mut budget = Budget { share, used: 0 };
         if let Some(reason) = connection.closing {
-            let discarded = discard_input(connection, &mut self.spare_buffers, host, share, &mut used);
+            let discarded = discard_input(connection, &mut self.spare_buffers, host, &mut budget);
             self.spare_buffers.keep(connection.read.release());
             self.service.count_held(connection);
             match discarded {
@@ -705,7 +705,7 @@ impl Engine {
                 Ok(_) => {}
                 Err(_) => self.closed.push((id, reason)),
             }
-            *bytes_left = bytes_left.saturating_sub(used);
+            *bytes_left = bytes_left.saturating_sub(budget.used);
             return;
         }
         if !connection.write.has_memory() {
@@ -715,9 +715,9 @@ impl Engine {
         }
         let service = &mut self.service;
         let (spares, is_stopping) = (&mut self.spare_buffers, self.is_stopping);
-        let stop = serve_within_budget(connection, service, spares, host, is_stopping, share, &mut used);
+        let stop = serve_within_budget(connection, service, spares, host, is_stopping, &mut budget);
         // One long answer may be more than a share, and takes the turns of others with it.
-        *bytes_left = bytes_left.saturating_sub(used);
+        *bytes_left = bytes_left.saturating_sub(budget.used);
         service.token = LastToken::default();
         self.spare_buffers.keep(connection.read.release());
         match stop {

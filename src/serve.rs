@@ -3,7 +3,7 @@
 
 use std::io::ErrorKind;
 
-use crate::buffer::{Line, Spares};
+use crate::buffer::{Line, ReadBuffer, Spares};
 use crate::command;
 use crate::connection::{CloseReason, Connection, Phase};
 use crate::content;
@@ -31,16 +31,45 @@ pub(crate) enum Stop {
     NoRoom,
 }
 
+/// What a connection gets of a turn.
+pub(crate) struct Budget {
+    /// So many bytes, read and made.
+    pub(crate) share: u64,
+    /// What is used of them; one long answer may take more.
+    pub(crate) used: u64,
+}
+
+impl Budget {
+    fn is_used(&self) -> bool {
+        self.used >= self.share
+    }
+}
+
 /// Serves what a connection has sent, and reads more, until nothing is there, something must be waited for, or its share
-/// of the turn is used up. `share` is that in bytes, and `used` what is used of it, which one long answer may exceed.
+/// of the turn is used up.
 pub(crate) fn serve_within_budget(
     connection: &mut Connection,
     service: &mut Service,
     spare_buffers: &mut Spares,
     host: &mut impl Host,
     is_stopping: bool,
-    share: u64,
-    used: &mut u64,
+    budget: &mut Budget,
+) -> Result<Stop, CloseReason> {
+    // Lines are borrowed from the buffer while they are handled, so it is set aside.
+    let mut read = std::mem::take(&mut connection.read);
+    let served = serve_from(&mut read, connection, service, spare_buffers, host, is_stopping, budget);
+    connection.read = read;
+    served
+}
+
+fn serve_from(
+    read: &mut ReadBuffer,
+    connection: &mut Connection,
+    service: &mut Service,
+    spare_buffers: &mut Spares,
+    host: &mut impl Host,
+    is_stopping: bool,
+    budget: &mut Budget,
 ) -> Result<Stop, CloseReason> {
     connection.is_starved = false;
     let mut requests_left = service.limits.requests_per_turn_max;
@@ -53,11 +82,11 @@ pub(crate) fn serve_within_budget(
             if connection.write.backlog() > backlog_max {
                 return Ok(Stop::Waiting);
             }
-            let step = step(connection, service, host);
+            let step = step(read, connection, service, host);
             let made = connection.take_output_made() + std::mem::take(&mut service.work_bytes);
-            *used += made;
+            budget.used += made;
             let step = step?;
-            if made > 0 && *used >= share {
+            if made > 0 && budget.is_used() {
                 return Ok(Stop::Budget);
             }
             match step {
@@ -67,7 +96,7 @@ pub(crate) fn serve_within_budget(
                 Step::Long => return Ok(Stop::Budget),
             }
         }
-        if requests_left == 0 || *used >= share {
+        if requests_left == 0 || budget.is_used() {
             return Ok(Stop::Budget);
         }
         if connection.is_ended {
@@ -80,8 +109,8 @@ pub(crate) fn serve_within_budget(
         if is_stopping && connection.read_in_stop > STOP_READ_BYTES_MAX {
             return Err(CloseReason::ServerStops);
         }
-        let count = fill(connection, spare_buffers, host)?;
-        *used += count;
+        let count = fill(read, connection, spare_buffers, host)?;
+        budget.used += count;
         connection.read_in_stop += if is_stopping { count } else { 0 };
     }
 }
@@ -91,37 +120,47 @@ pub(crate) fn discard_input(
     connection: &mut Connection,
     spare_buffers: &mut Spares,
     host: &mut impl Host,
-    share: u64,
-    used: &mut u64,
+    budget: &mut Budget,
 ) -> Result<Stop, CloseReason> {
-    loop {
-        let pending = connection.read.pending().len();
-        connection.read.consume(pending);
+    let mut read = std::mem::take(&mut connection.read);
+    let discarded = loop {
+        let pending = read.pending().len();
+        read.consume(pending);
         if connection.is_ended || !connection.is_readable {
-            return Ok(Stop::Waiting);
+            break Ok(Stop::Waiting);
         }
-        if *used >= share {
-            return Ok(Stop::Budget);
+        if budget.is_used() {
+            break Ok(Stop::Budget);
         }
-        *used += fill(connection, spare_buffers, host)?;
-    }
+        match fill(&mut read, connection, spare_buffers, host) {
+            Ok(count) => budget.used += count,
+            Err(reason) => break Err(reason),
+        }
+    };
+    connection.read = read;
+    discarded
 }
 
 /// Reads once. Says how many bytes came.
-fn fill(connection: &mut Connection, spare_buffers: &mut Spares, host: &mut impl Host) -> Result<u64, CloseReason> {
-    if !connection.read.has_memory() {
-        connection.read.adopt(spare_buffers.take().unwrap_or_default());
+fn fill(
+    read: &mut ReadBuffer,
+    connection: &mut Connection,
+    spare_buffers: &mut Spares,
+    host: &mut impl Host,
+) -> Result<u64, CloseReason> {
+    if !read.has_memory() {
+        read.adopt(spare_buffers.take().unwrap_or_default());
     }
     if matches!(connection.phase, Phase::Upload(_)) {
-        connection.read.fit(upload::READ_BYTES);
+        read.fit(upload::READ_BYTES);
     }
-    match host.read(connection.id, connection.read.room()) {
+    match host.read(connection.id, read.room()) {
         Ok(0) => {
             connection.is_ended = true;
             Ok(0)
         }
         Ok(count) => {
-            connection.read.fill(count);
+            read.fill(count);
             Ok(count as u64)
         }
         Err(error) if error.kind() == ErrorKind::WouldBlock => {
@@ -145,57 +184,59 @@ pub(crate) enum Step {
     Long,
 }
 
-fn step(connection: &mut Connection, service: &mut Service, host: &mut impl Host) -> Result<Step, CloseReason> {
+fn step(
+    read: &mut ReadBuffer,
+    connection: &mut Connection,
+    service: &mut Service,
+    host: &mut impl Host,
+) -> Result<Step, CloseReason> {
     match connection.phase {
-        Phase::Requests => Ok(next_request(connection, service, host)),
-        Phase::Upload(_) => Ok(upload::step(connection, service, host)),
+        Phase::Requests => Ok(next_request(read, connection, service, host)),
+        Phase::Upload(_) => Ok(upload::step(read, connection, service, host)),
         Phase::Download(_) => download::step(connection, service, host),
-        Phase::Discard(left) => discard_step(connection, left),
+        Phase::Discard(left) => discard_step(read, connection, left),
         Phase::Password(_) | Phase::Inbox(_) | Phase::SmallDownload(_) | Phase::Storing => Ok(Step::Waiting),
     }
 }
 
-fn next_request(connection: &mut Connection, service: &mut Service, host: &mut impl Host) -> Step {
+fn next_request(
+    read: &mut ReadBuffer,
+    connection: &mut Connection,
+    service: &mut Service,
+    host: &mut impl Host,
+) -> Step {
     let line_bytes_max = usize::try_from(service.limits.line_bytes_max).unwrap_or(usize::MAX - 1);
-    let line = match connection.read.line(line_bytes_max) {
-        Line::Partial if connection.is_ended && !connection.read.pending().is_empty() => {
-            connection.read.last_line(line_bytes_max)
-        }
+    let line = match read.line(line_bytes_max) {
+        Line::Partial if connection.is_ended && !read.pending().is_empty() => read.last_line(line_bytes_max),
         line => line,
     };
     match line {
-        Line::Partial if is_file_under_way(connection, service) => {
-            let read = std::mem::take(&mut connection.read);
-            let taken = begin_file(connection, service, host, read.pending());
-            connection.read = read;
-            connection.read.consume(taken.unwrap_or(0));
-            if taken.is_some() { Step::Done } else { Step::Starved }
+        Line::Partial if is_file_under_way(read.pending(), connection, service) => {
+            match begin_file(connection, service, host, read.pending()) {
+                Some(taken) => read.consume(taken),
+                None => return Step::Starved,
+            }
         }
-        Line::Partial => Step::Starved,
+        Line::Partial => return Step::Starved,
         Line::Whole { content, length } => {
-            // The line is borrowed from the buffer while it is handled, so the buffer is set aside.
-            let read = std::mem::take(&mut connection.read);
             let whole = read.pending().get(..length).unwrap_or_default();
-            let taken = handle_line(connection, service, host, read.slice(content), whole);
-            connection.read = read;
-            connection.read.consume(taken.unwrap_or(0));
-            if taken.is_some() { Step::Done } else { Step::Long }
+            match handle_line(connection, service, host, read.slice(content), whole) {
+                Some(taken) => read.consume(taken),
+                None => return Step::Long,
+            }
         }
         Line::TooLong => {
-            let read = std::mem::take(&mut connection.read);
             // More lines may stand behind it in the buffer.
             let start = read.pending().split(|byte| *byte == b'\n').next().unwrap_or_default();
             let taken = handle_long_line(connection, service, host, start);
-            connection.read = read;
-            connection.read.consume(taken);
-            Step::Done
+            read.consume(taken);
         }
     }
+    Step::Done
 }
 
 /// True when what is there of a line says that it carries a file, and is already longer than a small file's can be.
-fn is_file_under_way(connection: &Connection, service: &Service) -> bool {
-    let pending = connection.read.pending();
+fn is_file_under_way(pending: &[u8], connection: &Connection, service: &Service) -> bool {
     pending.len() > HEAD_BYTES_MAX + content::encoded_bytes(service.limits.small_file_bytes())
         && request::carries_file(pending, connection.peer.audience())
 }
@@ -269,8 +310,8 @@ fn handle_long_line(connection: &mut Connection, service: &mut Service, host: &m
 }
 
 /// Throws away the rest of a line.
-fn discard_step(connection: &mut Connection, left: u64) -> Result<Step, CloseReason> {
-    let pending = connection.read.pending();
+fn discard_step(read: &mut ReadBuffer, connection: &mut Connection, left: u64) -> Result<Step, CloseReason> {
+    let pending = read.pending();
     if pending.is_empty() {
         return Ok(Step::Starved);
     }
@@ -278,7 +319,7 @@ fn discard_step(connection: &mut Connection, left: u64) -> Result<Step, CloseRea
     let count = end.unwrap_or(pending.len());
     let left = left.checked_sub(count as u64).ok_or(CloseReason::LineWithoutEnd)?;
     connection.progress += count as u64;
-    connection.read.consume(count + usize::from(end.is_some()));
+    read.consume(count + usize::from(end.is_some()));
     match end {
         Some(_) => {
             connection.phase = Phase::Requests;

@@ -5,6 +5,7 @@
 //! while it comes, and listed once all of it is durable there. An upload holds one block that it fills, and a few that
 //! are being written; while all are full, its peer is not read.
 
+use crate::buffer::ReadBuffer;
 use crate::command;
 use crate::connection::{Connection, Phase};
 use crate::content::{ContentError, ContentReader};
@@ -103,7 +104,12 @@ impl Service {
 }
 
 /// Takes more of a file's content, and sends on what is a block.
-pub(crate) fn step(connection: &mut Connection, service: &mut Service, host: &mut impl Host) -> Step {
+pub(crate) fn step(
+    buffer: &mut ReadBuffer,
+    connection: &mut Connection,
+    service: &mut Service,
+    host: &mut impl Host,
+) -> Step {
     let block_bytes = service.block_bytes;
     let Phase::Upload(upload) = &mut connection.phase else { return Step::Starved };
     if upload.is_complete {
@@ -117,7 +123,7 @@ pub(crate) fn step(connection: &mut Connection, service: &mut Service, host: &mu
     }
     // A block is never moved to make it larger: that would take the memory of three.
     upload.block.reserve_exact(block_bytes - upload.block.len());
-    let pending = connection.read.pending();
+    let pending = buffer.pending();
     let room = (block_bytes - upload.block.len()) / 3 * 4;
     let before = upload.block.len();
     let read = if pending.is_empty() && connection.is_ended {
@@ -138,7 +144,7 @@ pub(crate) fn step(connection: &mut Connection, service: &mut Service, host: &mu
                 Ok(()) => {
                     upload.is_complete = upload.content.is_ended();
                     let is_starved = taken == 0 && !upload.is_complete;
-                    connection.read.consume(taken);
+                    buffer.consume(taken);
                     return if is_starved { Step::Starved } else { Step::Done };
                 }
                 Err(refusal) => refusal,
