@@ -29,7 +29,7 @@ const MAGIC: &[u8; 8] = b"kurirchk";
 const HEADER_BYTES: usize = 8 + 4 + 4 + 8 + 8 + 8 + 4;
 const WRITE_BYTES: usize = 256 * 1024;
 /// Synced so often while it is written: the sync of all of it would hold up the journal's for as long.
-const SYNC_BYTES: usize = 4 * 1024 * 1024;
+const SYNC_BYTES: usize = 512 * 1024;
 
 /// A checkpoint on the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
