@@ -4,6 +4,7 @@
 //! connection costs what its struct costs.
 
 use std::collections::VecDeque;
+use std::iter;
 use std::ops::Range;
 
 use memchr::memchr;
@@ -113,6 +114,19 @@ impl ReadBuffer {
         self.filled = (self.filled + count).min(self.bytes.len());
         self.used = self.used.max(self.filled);
         self.invariants();
+    }
+
+    /// The whole lines that are there and no longer than `bytes_max`, up to the first that is not: each without its line end,
+    /// and with it.
+    pub fn lines(&self, bytes_max: usize) -> impl Iterator<Item = (&[u8], &[u8])> {
+        let (mut start, mut searched) = (self.consumed, self.scanned);
+        iter::from_fn(move || {
+            let end = searched + memchr(b'\n', self.bytes.get(searched..self.filled)?)?;
+            let content = self.without_return(start..end);
+            let whole = start..end + 1;
+            (start, searched) = (end + 1, end + 1);
+            (content.len() <= bytes_max).then(|| (&self.bytes[content], &self.bytes[whole]))
+        })
     }
 
     /// The line at the front, if its content is at most `bytes_max`.
@@ -474,11 +488,27 @@ mod tests {
                 if rest.is_empty() { break; }
                 let (chunk, after) = rest.split_at((*cut).min(rest.len()));
                 fill(&mut split, chunk);
-                found.extend(lines(&mut split, usize::MAX - 1));
+                let ahead: Vec<Vec<u8>> = split.lines(usize::MAX - 1).map(|(line, _)| line.to_vec()).collect();
+                let whole_bytes: usize = split.lines(usize::MAX - 1).map(|(_, whole)| whole.len()).sum();
+                let pending = split.pending().len();
+                let come = lines(&mut split, usize::MAX - 1);
+                prop_assert_eq!((&come, pending - split.pending().len()), (&ahead, whole_bytes));
+                found.extend(come);
                 rest = after;
             }
             prop_assert_eq!(found, expected);
             prop_assert_eq!(split.pending(), whole.pending());
+        }
+
+        #[test]
+        fn a_line_that_is_too_long_ends_those_that_are_seen_ahead(
+            text in proptest::collection::vec(prop_oneof![Just(b'\n'), Just(b'\r'), any::<u8>()], 0..100),
+            bytes_max in 0usize..20,
+        ) {
+            let mut buffer = ReadBuffer::default();
+            fill(&mut buffer, &text);
+            let ahead: Vec<Vec<u8>> = buffer.lines(bytes_max).map(|(line, _)| line.to_vec()).collect();
+            prop_assert_eq!(lines(&mut buffer, bytes_max), ahead);
         }
     }
 }

@@ -72,6 +72,8 @@ pub struct Context<'e> {
     pub now: Clock,
     /// The token that this connection used last in this turn.
     pub token: &'e mut LastToken,
+    /// Whom the request names as the receiver of a message, if that has been looked up already.
+    pub receiver: Option<UserId>,
     /// Uploads that are not stored yet.
     pub incoming: &'e Incoming,
     /// The number that the next file gets.
@@ -219,7 +221,10 @@ fn handle_as<'e>(context: &'e mut Context<'_>, request: &Request<'_>, session: S
     let parameter = |index| request.parameter(index);
     match request.verb() {
         Verb::SendMessage => {
-            let to = user_target(context, parameter(1))?;
+            let to = match context.receiver {
+                Some(receiver) => Target::User(receiver),
+                None => user_target(context, parameter(1))?,
+            };
             send(context, user, to, parameter(1), parameter(2))
         }
         Verb::SendGroupMessage => {

@@ -218,6 +218,11 @@ impl Engine {
         self.service.upkeep.block_bytes = bytes;
     }
 
+    /// Looks at requests ahead with so many users.
+    pub fn set_ahead_users_min(&mut self, users: usize) {
+        self.service.ahead_users_min = users;
+    }
+
     /// How many connections there are.
     #[must_use]
     pub fn connections(&self) -> usize {
@@ -691,7 +696,7 @@ impl Engine {
         let Some(connection) = find(&mut self.connections, id) else { return };
         connection.is_queued = false;
         self.service.is_long_turn = std::mem::take(&mut connection.is_long);
-        let mut budget = Budget { share, used: 0 };
+        let mut budget = Budget::new(share, &self.service.limits);
         if let Some(reason) = connection.closing {
             let discarded = discard_input(connection, &mut self.spare_buffers, host, &mut budget);
             self.spare_buffers.keep(connection.read.release());

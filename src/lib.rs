@@ -18,7 +18,7 @@
 //! | where it is kept | [`store`] (all of it), [`data`] (the directory), [`log`] and [`tail`] (the journal in memory), [`journal`], [`segment`], [`record`] and [`aligned`] (on the disk), [`texts`], [`files`] |
 //! | how it comes back | [`recovery`], [`checkpoint`] and [`snapshot`] (what is in one), [`salvage`] (from a damaged journal) |
 //! | how the disk is kept small | [`upkeep`] (when), [`usage`] (what is still needed), [`compaction`], [`space`] |
-//! | how it runs | [`engine`] (the turn), `run_queue` (who is next), `serve` (a connection's share of it), `service` (what all share), [`connection`], [`buffer`] |
+//! | how it runs | [`engine`] (the turn), `run_queue` (who is next), `serve` (a connection's share of it), `ahead` (several requests at once), `service` (what all share), [`connection`], [`buffer`] |
 //! | how files come and go | [`content`] (base64), [`upload`], [`download`], [`transfer`] (what both share), [`files`] (on the disk) |
 //! | who is kept waiting or out | `admission` (connections), `deadline` (slow peers), `eviction` (who takes too much memory), [`failures`] (wrong passwords), [`password_queue`], [`throttle`] (new accounts and groups) |
 //! | what it runs on | [`net`] (sockets, signals), [`clock`], [`threads`], [`password`], [`local`] (no sockets at all) |
@@ -39,6 +39,7 @@
 
 pub mod admin;
 pub(crate) mod admission;
+pub(crate) mod ahead;
 pub mod aligned;
 pub mod backup;
 pub mod bench;

@@ -3,6 +3,7 @@
 
 use std::io::ErrorKind;
 
+use crate::ahead::{self, Ahead};
 use crate::buffer::{Line, ReadBuffer, Spares};
 use crate::command;
 use crate::connection::{CloseReason, Connection, Phase};
@@ -10,8 +11,9 @@ use crate::content;
 use crate::deadline::{PROGRESS_BYTES, Stage};
 use crate::download;
 use crate::engine::Host;
+use crate::limits::Limits;
 use crate::refusal::Refusal;
-use crate::request;
+use crate::request::{self, Fault, Request};
 use crate::service::Service;
 use crate::upload;
 
@@ -34,14 +36,42 @@ pub(crate) enum Stop {
 /// What a connection gets of a turn.
 pub(crate) struct Budget {
     /// So many bytes, read and made.
-    pub(crate) share: u64,
+    share: u64,
     /// What is used of them; one long answer may take more.
     pub(crate) used: u64,
+    /// So many more requests.
+    requests: usize,
+    /// With more than this that its peer has not taken, it must wait.
+    backlog_max: usize,
 }
 
 impl Budget {
+    /// A fresh one of so many bytes.
+    pub(crate) fn new(share: u64, limits: &Limits) -> Self {
+        let backlog_max = usize::try_from(limits.output_bytes_high).unwrap_or(usize::MAX);
+        Self { share, used: 0, requests: limits.requests_per_turn_max, backlog_max }
+    }
+
+    /// Counts what a step has made. True when that was the last.
+    fn count(&mut self, connection: &mut Connection, service: &mut Service) -> bool {
+        let made = connection.take_output_made() + std::mem::take(&mut service.work_bytes);
+        self.used += made;
+        made > 0 && self.is_used()
+    }
+
     fn is_used(&self) -> bool {
         self.used >= self.share
+    }
+
+    /// What must come before anything more is done for the connection.
+    fn hindrance(&self, connection: &Connection, service: &Service) -> Option<Stop> {
+        if service.log.must_wait() {
+            Some(Stop::NoRoom)
+        } else if connection.write.backlog() > self.backlog_max {
+            Some(Stop::Waiting)
+        } else {
+            None
+        }
     }
 }
 
@@ -72,31 +102,25 @@ fn serve_from(
     budget: &mut Budget,
 ) -> Result<Stop, CloseReason> {
     connection.is_starved = false;
-    let mut requests_left = service.limits.requests_per_turn_max;
-    let backlog_max = usize::try_from(service.limits.output_bytes_high).unwrap_or(usize::MAX);
     loop {
-        while requests_left > 0 {
-            if service.log.must_wait() {
-                return Ok(Stop::NoRoom);
+        while budget.requests > 0 {
+            if let Some(stop) = budget.hindrance(connection, service) {
+                return Ok(stop);
             }
-            if connection.write.backlog() > backlog_max {
-                return Ok(Stop::Waiting);
-            }
-            let step = step(read, connection, service, host);
-            let made = connection.take_output_made() + std::mem::take(&mut service.work_bytes);
-            budget.used += made;
+            let step = step(read, connection, service, host, budget);
+            let is_last = budget.count(connection, service);
             let step = step?;
-            if made > 0 && budget.is_used() {
+            if is_last {
                 return Ok(Stop::Budget);
             }
             match step {
-                Step::Done => requests_left -= 1,
+                Step::Done => budget.requests -= 1,
                 Step::Waiting => return Ok(Stop::Waiting),
                 Step::Starved => break,
                 Step::Long => return Ok(Stop::Budget),
             }
         }
-        if requests_left == 0 || budget.is_used() {
+        if budget.requests == 0 || budget.is_used() {
             return Ok(Stop::Budget);
         }
         if connection.is_ended {
@@ -189,9 +213,10 @@ fn step(
     connection: &mut Connection,
     service: &mut Service,
     host: &mut impl Host,
+    budget: &mut Budget,
 ) -> Result<Step, CloseReason> {
     match connection.phase {
-        Phase::Requests => Ok(next_request(read, connection, service, host)),
+        Phase::Requests => Ok(next_requests(read, connection, service, host, budget)),
         Phase::Upload(_) => Ok(upload::step(read, connection, service, host)),
         Phase::Download(_) => download::step(connection, service, host),
         Phase::Discard(left) => discard_step(read, connection, left),
@@ -199,13 +224,59 @@ fn step(
     }
 }
 
-fn next_request(
+/// Handles several requests that are there, or one.
+fn next_requests(
     read: &mut ReadBuffer,
     connection: &mut Connection,
     service: &mut Service,
     host: &mut impl Host,
+    budget: &mut Budget,
 ) -> Step {
     let line_bytes_max = usize::try_from(service.limits.line_bytes_max).unwrap_or(usize::MAX - 1);
+    // Strangers learn nothing of accounts, not even by the time that it takes.
+    let may_look = connection.user.is_some() && service.state.users_count() >= service.ahead_users_min;
+    if !may_look || budget.requests < 2 || !ahead::is_two(read, line_bytes_max) {
+        return next_request(read, line_bytes_max, connection, service, host);
+    }
+    let mut ahead = ahead::none();
+    ahead::look(&mut ahead, read, line_bytes_max, budget.requests, connection.peer.audience(), &service.state);
+    let (mut taken, mut step, mut is_known) = (0, Step::Done, true);
+    for (number, Ahead { whole, parsed, receiver }) in ahead.iter().flatten().enumerate() {
+        if number > 0 {
+            if budget.count(connection, service) {
+                step = Step::Long;
+                break;
+            }
+            if !matches!(connection.phase, Phase::Requests) || budget.hindrance(connection, service).is_some() {
+                break;
+            }
+            budget.requests -= 1;
+        }
+        let Some(parsed) = parsed else {
+            taken += whole.len();
+            continue;
+        };
+        service.receiver = receiver.filter(|_| is_known);
+        is_known &= parsed.as_ref().is_ok_and(|request| ahead::keeps_accounts(request.verb()));
+        match handle_parsed(connection, service, host, parsed, whole) {
+            Some(count) => taken += count,
+            None => {
+                step = Step::Long;
+                break;
+            }
+        }
+    }
+    read.consume(taken);
+    step
+}
+
+fn next_request(
+    read: &mut ReadBuffer,
+    line_bytes_max: usize,
+    connection: &mut Connection,
+    service: &mut Service,
+    host: &mut impl Host,
+) -> Step {
     let line = match read.line(line_bytes_max) {
         Line::Partial if connection.is_ended && !read.pending().is_empty() => read.last_line(line_bytes_max),
         line => line,
@@ -253,9 +324,20 @@ fn handle_line(
     if request::is_blank(line) {
         return Some(whole.len());
     }
+    handle_parsed(connection, service, host, &request::parse(line, connection.peer.audience()), whole)
+}
+
+/// The same for a line that has been parsed and is not blank.
+fn handle_parsed(
+    connection: &mut Connection,
+    service: &mut Service,
+    host: &mut impl Host,
+    parsed: &Result<Request<'_>, Fault>,
+    whole: &[u8],
+) -> Option<usize> {
     connection.wait.reach(Stage::Stranger);
     connection.progress += PROGRESS_BYTES;
-    match request::parse(line, connection.peer.audience()) {
+    match parsed {
         Ok(request) => {
             let content = request.content_at.and_then(|at| whole.get(at..));
             // Without its line end it may be an upload that broke off, and is told so like any other.
@@ -263,7 +345,7 @@ fn handle_line(
                 content.ends_with(b"\n") && content::decoded_bytes(content) <= service.limits.small_file_bytes()
             };
             let small = content.filter(is_small);
-            if !service.answer(connection, request.spec, host, |context| command::handle(context, &request, small)) {
+            if !service.answer(connection, request.spec, host, |context| command::handle(context, request, small)) {
                 return None;
             }
             Some(match (request.content_at, &connection.phase) {

@@ -5,6 +5,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::net::IpAddr;
 
+use crate::ahead;
 use crate::backup::Point;
 use crate::change::{Change, FileId, Lsn, UserId};
 use crate::claims::Claims;
@@ -62,12 +63,16 @@ pub(crate) struct Service {
     pub(crate) held_bytes: usize,
     /// What is handled at once of a file.
     pub(crate) block_bytes: usize,
+    /// With so many users requests are looked at ahead.
+    pub(crate) ahead_users_min: usize,
     /// Memory for the block of a file that is handled now.
     pub(crate) scratch: Vec<u8>,
     /// Uploads that are complete. They are stored even if the peer goes.
     pub(crate) storing: HashMap<TransferId, Storing>,
     /// Of the connection that is being served.
     pub(crate) token: LastToken,
+    /// Whom the next request names as the receiver of a message, if that has been looked up.
+    pub(crate) receiver: Option<UserId>,
     /// It has waited for its turn to be given what takes long.
     pub(crate) is_long_turn: bool,
     /// INBOX replies that got out, until that is written down.
@@ -110,9 +115,11 @@ impl Service {
             work_bytes: 0,
             held_bytes: 0,
             block_bytes: BLOCK_BYTES,
+            ahead_users_min: ahead::USERS_MIN,
             scratch: Vec::new(),
             storing: HashMap::new(),
             token: LastToken::default(),
+            receiver: None,
             is_long_turn: false,
             delivered: VecDeque::new(),
             upkeep: Upkeep::new(holdings),
@@ -140,6 +147,7 @@ impl Service {
             is_registration_open: self.is_registration_open,
             now: self.now,
             token: &mut self.token,
+            receiver: self.receiver.take(),
             incoming: &self.incoming,
             files_next: &mut self.files_next,
             scratch: &mut self.scratch,

@@ -359,6 +359,8 @@ fn start(random: &mut Random, has_deadlines: bool, state: State, log: Log, holdi
     let mut engine = Engine::new(limits(random, has_deadlines), registration, state, log, holdings);
     // So that a file is many blocks, or one.
     engine.set_block_bytes([30, 300, 5_000, 50_000][random.below(4)]);
+    // One after the other, or several at once.
+    engine.set_ahead_users_min([0, usize::MAX][random.below(2)]);
     engine
 }
 

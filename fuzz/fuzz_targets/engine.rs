@@ -141,7 +141,8 @@ fuzz_target!(|data: &[u8]| {
     let layout = Layout { salt: 0, segment_bytes: 16 * 1024 * 1024 };
     let log = Log::new(layout, layout.first());
     let state = State::new(layout.segment_bytes);
-    let engine = Engine::new(limits, registration, state, log, Holdings::default());
+    let mut engine = Engine::new(limits, registration, state, log, Holdings::default());
+    engine.set_ahead_users_min(0);
     let mut local = Local::new(engine, Memory::default(), 1_767_225_600_000);
     let setup = local.open(Peer::Admin);
     for line in

@@ -286,10 +286,12 @@ impl MemoryDisk {
     }
 }
 
-/// A fresh engine with room for everything.
+/// A fresh engine with room for everything, which looks at requests ahead.
 pub(crate) fn engine(limits: Limits, registration: Registration) -> Engine {
     let log = Log::new(LAYOUT, LAYOUT.first());
-    Engine::new(limits, registration, State::new(LAYOUT.segment_bytes), log, Holdings::default())
+    let mut engine = Engine::new(limits, registration, State::new(LAYOUT.segment_bytes), log, Holdings::default());
+    engine.set_ahead_users_min(0);
+    engine
 }
 
 /// The same with no text in memory that is not on its way to the disk.
