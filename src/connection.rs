@@ -222,6 +222,8 @@ pub struct Connection {
     pub(crate) is_stalled: bool,
     /// It is on the list of those that may have something to write.
     pub(crate) is_unflushed: bool,
+    /// The batch that it is on the list for of those with replies that wait for one, or was last.
+    pub(crate) gated_by: Option<u64>,
     /// All that came is handled, and only its peer can make it go on.
     pub(crate) is_starved: bool,
     /// What it waits for from its peer.
@@ -263,6 +265,7 @@ impl Connection {
             user: None,
             is_stalled: false,
             is_unflushed: false,
+            gated_by: None,
             is_starved: false,
             wait: Wait::new(stage),
             progress: 0,

@@ -8,7 +8,7 @@
 //! one batch, and every reply that is free to go is written. A reply that tells of a change waits in its write buffer
 //! until the change's batch is durable.
 
-use std::collections::{BTreeSet, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::fmt;
 use std::io::{self, ErrorKind};
 
@@ -148,8 +148,8 @@ pub struct Engine {
     completions_long: VecDeque<Completion>,
     run_queue: RunQueue,
     unflushed: Vec<ConnectionId>,
-    /// Connections with replies that wait for a batch, in the order of the batches.
-    gated: BTreeSet<(u64, ConnectionId)>,
+    /// Connections with replies that wait for a batch.
+    gated: BTreeMap<u64, Vec<ConnectionId>>,
     /// Connections with requests that wait for room in the journal.
     stalled: Vec<ConnectionId>,
     closed: Vec<(ConnectionId, CloseReason)>,
@@ -187,7 +187,7 @@ impl Engine {
             completions_long: VecDeque::new(),
             run_queue: RunQueue::default(),
             unflushed: Vec::new(),
-            gated: BTreeSet::new(),
+            gated: BTreeMap::new(),
             stalled: Vec::new(),
             closed: Vec::new(),
             deadlines: Deadlines::default(),
@@ -532,10 +532,11 @@ impl Engine {
 
     /// A batch is durable: what waited for it may go.
     fn release(&mut self, batch: u64, host: &mut impl Host) {
-        while let Some((_, id)) = self.gated.first().copied().filter(|(waits_for, _)| *waits_for <= batch) {
-            self.gated.pop_first();
-            if let Some(connection) = find(&mut self.connections, id) {
-                mark_unflushed(connection, &mut self.unflushed);
+        while let Some(gated) = self.gated.first_entry().filter(|gated| *gated.key() <= batch) {
+            for id in gated.remove() {
+                if let Some(connection) = find(&mut self.connections, id) {
+                    mark_unflushed(connection, &mut self.unflushed);
+                }
             }
         }
         self.remove_files(host);
@@ -769,8 +770,11 @@ impl Engine {
         {
             self.service.delivered.push_back(delivery);
         }
-        if let Some(batch) = connection.write.waits_for() {
-            self.gated.insert((batch, id));
+        if let Some(batch) = connection.write.waits_for()
+            && connection.gated_by != Some(batch)
+        {
+            connection.gated_by = Some(batch);
+            self.gated.entry(batch).or_default().push(id);
         }
         if let Some(reason) = connection.closing.filter(|_| connection.write.is_empty()) {
             if connection.is_ended {
@@ -785,7 +789,7 @@ impl Engine {
         if connection.write.backlog() as u64 > self.service.limits.output_bytes_max && connection.peer != Peer::Admin {
             self.closed.push((id, CloseReason::OutputTooLarge));
         }
-        if connection.write.backlog() < had_backlog && connection.closing.is_none() {
+        if connection.write.backlog() < had_backlog && connection.closing.is_none() && !connection.is_starved {
             // There may be requests that waited for room, or the next block of a download.
             self.run_queue.push(connection);
         }
