@@ -15,6 +15,8 @@ use crate::verb::{Audience, Verb};
 
 /// From so many users on, what messages need of them is more than a core's own caches hold.
 pub(crate) const USERS_MIN: usize = 4096;
+/// A line that is longer is not looked at ahead, nor is what follows it: what is not handled then is parsed again.
+const LINE_BYTES_MAX: usize = 1024;
 /// Requests that are looked at together at most.
 const REQUESTS_MAX: usize = 16;
 
@@ -36,9 +38,9 @@ pub(crate) const fn none<'r>() -> Requests<'r> {
     [const { None }; REQUESTS_MAX]
 }
 
-/// True when two requests are there whole; one alone gains nothing.
+/// True when two short requests are there whole; one alone gains nothing.
 pub(crate) fn is_two(read: &ReadBuffer, line_bytes_max: usize) -> bool {
-    read.lines(line_bytes_max).nth(1).is_some()
+    read.lines(line_bytes_max.min(LINE_BYTES_MAX)).nth(1).is_some()
 }
 
 /// Puts the requests that come next into `ahead`, as far as they are whole, `count` at most.
@@ -50,7 +52,7 @@ pub(crate) fn look<'r>(
     audience: Audience,
     state: &State,
 ) {
-    for (place, (line, whole)) in ahead.iter_mut().zip(read.lines(line_bytes_max).take(count)) {
+    for (place, (line, whole)) in ahead.iter_mut().zip(read.lines(line_bytes_max.min(LINE_BYTES_MAX)).take(count)) {
         let parsed = (!request::is_blank(line)).then(|| request::parse(line, audience));
         *place = Some(Ahead { whole, parsed, receiver: None });
     }

@@ -233,7 +233,7 @@ fn next_requests(
     budget: &mut Budget,
 ) -> Step {
     let line_bytes_max = usize::try_from(service.limits.line_bytes_max).unwrap_or(usize::MAX - 1);
-    // Strangers learn nothing of accounts, not even by the time that it takes.
+    // Whoever has never shown a token learns nothing of accounts, not even by the time that it takes.
     let may_look = connection.user.is_some() && service.state.users_count() >= service.ahead_users_min;
     if !may_look || budget.requests < 2 || !ahead::is_two(read, line_bytes_max) {
         return next_request(read, line_bytes_max, connection, service, host);

@@ -234,3 +234,20 @@ fn whoever_fills_many_mailboxes_does_not_keep_others_from_writing_to_those_who_r
     assert_eq!(memory.request(id, &format!("INBOX {}", tokens[3]))["status"], "OK");
     assert_eq!(fill(&mut memory, "pele"), 100);
 }
+
+#[test]
+fn an_account_that_goes_between_two_requests_that_came_together_gets_nothing() {
+    let mut memory = Memory::new(Limits::default());
+    let stranger = memory.open();
+    let token = memory.login(stranger, "messi");
+    memory.request(stranger, "REGISTER lineker surabaya");
+    let admin = memory.local.open(Peer::Admin);
+    memory.request(admin, &format!("INBOX {token}"));
+    let message = format!("SEND MESSAGE {token} lineker hi\n");
+    let lines = format!("{message}{message}USER REMOVE lineker\n{message}{message}");
+    memory.local.send(admin, lines.as_bytes());
+    memory.local.settle().unwrap();
+    let replies = String::from_utf8(memory.local.received(admin)).unwrap();
+    let refused = "{\"status\":\"ERROR\",\"data\":\"user tujuan tidak ditemukan\"}\r\n\r\n";
+    assert_eq!(replies, [OK, OK, OK, refused, refused].concat());
+}
