@@ -13,22 +13,33 @@ use memchr::memchr;
 const READ_BYTES_START: usize = 16 * 1024;
 /// Room below which a read buffer makes more before it is filled.
 const READ_ROOM_MIN: usize = 4 * 1024;
+/// One that was full grows up to this, even if what is left in it leaves room.
+const READ_BYTES_BUSY: usize = 64 * 1024;
 /// What is written is cut off a write buffer in pieces of at least this size, so that little is moved often.
 const WRITE_BYTES_MOVED: usize = 16 * 1024;
 
-/// Memory of more than this is not used again for another connection.
-const SPARE_BYTES_MAX: usize = 256 * 1024;
+/// Memory of more than this is not used again for another connection: that of a read buffer, which would count as the next
+/// one's, and that of a write buffer, which long replies need.
+pub(crate) const READ_SPARE_BYTES_MAX: usize = 64 * 1024;
+pub(crate) const WRITE_SPARE_BYTES_MAX: usize = 256 * 1024;
 /// So much is kept for others in all.
 const SPARES_BYTES_MAX: usize = 4 * 1024 * 1024;
 
 /// Memory that buffers have let go, for the next that need some.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Spares {
     spares: Vec<Vec<u8>>,
     bytes: usize,
+    /// Of one of them.
+    spare_bytes_max: usize,
 }
 
 impl Spares {
+    /// None yet, and none that takes more than this.
+    pub(crate) fn new(spare_bytes_max: usize) -> Self {
+        Self { spares: Vec::new(), bytes: 0, spare_bytes_max }
+    }
+
     /// The memory that was let go last, which is the likeliest to be in a cache.
     pub(crate) fn take(&mut self) -> Option<Vec<u8>> {
         let spare = self.spares.pop()?;
@@ -39,7 +50,7 @@ impl Spares {
     /// Keeps memory, if it is not large and there is not much.
     pub(crate) fn keep(&mut self, spare: Option<Vec<u8>>) {
         if let Some(spare) = spare
-            && spare.capacity() <= SPARE_BYTES_MAX
+            && spare.capacity() <= self.spare_bytes_max
             && self.bytes + spare.capacity() <= SPARES_BYTES_MAX
         {
             self.bytes += spare.capacity();
@@ -206,8 +217,10 @@ impl ReadBuffer {
 
     /// Moves what is pending to the front; if that does not give room enough, takes twice the memory.
     fn make_room(&mut self) {
+        // More came than there was room for, and the next who gets this memory may send as much.
+        let is_busy = self.filled == self.bytes.len() && self.filled < READ_BYTES_BUSY;
         self.move_to_front();
-        if self.bytes.len() - self.filled < READ_ROOM_MIN {
+        if is_busy || self.bytes.len() - self.filled < READ_ROOM_MIN {
             self.bytes.resize((self.bytes.len() * 2).max(READ_BYTES_START), 0);
         }
     }
@@ -301,7 +314,7 @@ impl WriteBuffer {
             self.written = 0;
             self.released = 0;
             self.sealed = 0;
-            if self.bytes.len() <= SPARE_BYTES_MAX {
+            if self.bytes.len() <= WRITE_SPARE_BYTES_MAX {
                 // A token does not stay in memory that another connection gets.
                 self.bytes.fill(0);
             }

@@ -185,11 +185,13 @@ impl Draft {
     /// # Errors
     /// What the disk said.
     pub fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.file.write_all(bytes)?;
-        self.unsynced += bytes.len();
-        if self.unsynced >= SYNC_BYTES {
-            self.unsynced = 0;
-            self.file.sync_data()?;
+        for some in bytes.chunks(SYNC_BYTES) {
+            self.file.write_all(some)?;
+            self.unsynced += some.len();
+            if self.unsynced >= SYNC_BYTES {
+                self.unsynced = 0;
+                self.file.sync_data()?;
+            }
         }
         Ok(())
     }

@@ -17,7 +17,7 @@ use slab::Slab;
 use tracing::{debug, error, info};
 
 use crate::admission::Admission;
-use crate::buffer::Spares;
+use crate::buffer::{READ_SPARE_BYTES_MAX, Spares, WRITE_SPARE_BYTES_MAX};
 use crate::change::Lsn;
 use crate::clock::Clock;
 use crate::command::{self, LastToken};
@@ -194,8 +194,8 @@ impl Engine {
             turned_away: None,
             turned_away_logged_at: 0,
             given_bytes: 0,
-            spare_buffers: Spares::default(),
-            spare_outputs: Spares::default(),
+            spare_buffers: Spares::new(READ_SPARE_BYTES_MAX),
+            spare_outputs: Spares::new(WRITE_SPARE_BYTES_MAX),
             is_stopping: false,
         }
     }

@@ -78,9 +78,6 @@ fn low_half(number: u64) -> u32 {
     u32::try_from(number & u64::from(u32::MAX)).unwrap_or(0)
 }
 
-/// A queue of fewer entries doubles when it is full.
-const DOUBLED_MAX: usize = 16;
-
 const _: () = assert!(size_of::<Option<Mailbox>>() == 64);
 
 /// Messages that wait for their reader, oldest first. One takes a line of the processor's cache, and does not stand in two.
@@ -152,9 +149,8 @@ impl Mailbox {
 
     fn push_entry(&mut self, entry: Entry) {
         if self.entries.len() == self.entries.capacity() {
-            // A queue that doubles would have half of its memory for nothing, but a short one costs little.
-            let more = if self.entries.len() < DOUBLED_MAX { self.entries.len() } else { self.entries.len() / 4 };
-            self.entries.reserve_exact(more.max(4));
+            // A queue that doubles would have half of its memory for nothing.
+            self.entries.reserve_exact((self.entries.len() / 4).max(4));
         }
         self.bytes += u64::from(entry.place().bytes);
         self.entries.push_back(entry);

@@ -105,8 +105,8 @@ pub fn claimed_bytes(bytes: &[u8]) -> Option<usize> {
     body_bytes(length).map(record_bytes)
 }
 
-/// Where the next whole record stands behind a bad one, counted from that one, at which `bytes` begin and which stands at
-/// `lsn` in its stream. It begins among the first `searched` bytes.
+/// Where the first whole record stands in `bytes`, of which the first stands at `lsn` in its stream, where a record could
+/// begin. It is looked for among the first `searched` bytes, and may end behind them.
 #[must_use]
 pub fn find_next(bytes: &[u8], salt: u32, lsn: Lsn, searched: usize) -> Option<usize> {
     let is_whole = |at: &usize| body_at(&bytes[*at..], salt, Lsn(lsn.0 + *at as u64)).is_some();
@@ -153,7 +153,8 @@ pub fn find_mark_synced_past(bytes: &[u8], salt: u32, start: Lsn, lsn: Lsn) -> O
 /// eight bytes, and so is every gap between them.
 #[must_use]
 pub fn voids(bytes: usize, salt: u32, lsn: Lsn) -> Vec<u8> {
-    let mut out = Vec::with_capacity(bytes);
+    // A record needs room for its zeros before it is known how many they are.
+    let mut out = Vec::with_capacity(bytes + ALIGN_BYTES);
     while out.len() < bytes {
         let left = bytes - out.len();
         // What is left over must be long enough for a record too.
