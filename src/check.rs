@@ -178,6 +178,10 @@ pub fn check(root: &Path, repair: bool) -> Result<Report, CheckError> {
 
 fn look(journal: &Path, checkpoints: &Path) -> Result<Found, DataError> {
     let segments = segment::list(journal).map_err(|error| DataError::Io(journal.to_owned(), error))?;
+    let other_version = |segment: &u64| Some((*segment, segment::other_version(journal, *segment)?));
+    if let Some((segment, version)) = segments.iter().find_map(other_version) {
+        return Err(DataError::OtherVersion(Layout::path(journal, segment), version));
+    }
     let newest = match checkpoint::list(checkpoints) {
         Err(error) if error.kind() == ErrorKind::NotFound => None,
         listed => listed.map_err(|error| DataError::Io(checkpoints.to_owned(), error))?.pop_last(),
@@ -199,7 +203,6 @@ fn look(journal: &Path, checkpoints: &Path) -> Result<Found, DataError> {
         match segment::header_of(journal, *number).map_err(|error| DataError::Io(path.clone(), error))? {
             Some(found) if *layout.get_or_insert(found) == found => {}
             Some(_) => return Err(DataError::Foreign(path)),
-            None if segment::is_other_version(journal, *number) => return Err(DataError::Foreign(path)),
             None => drop(broken.insert(*number, "the header of a segment")),
         }
     }

@@ -6,6 +6,8 @@ use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use crate::segment::VERSION;
+
 /// A data directory that this process owns until it drops this.
 #[derive(Debug)]
 pub struct DataDirectory {
@@ -22,8 +24,10 @@ pub enum DataError {
     InUse(PathBuf, Option<u32>),
     /// The disk said so.
     Io(PathBuf, io::Error),
-    /// The file is not one of ours, or of a version that this program does not know.
+    /// The file is not one of ours, or its beginning is damaged.
     Foreign(PathBuf),
+    /// The file is of a version that this program does not know.
+    OtherVersion(PathBuf, u32),
     /// What stands at this byte of the file, and had been synced, cannot be read.
     Damaged(PathBuf, u64),
     /// A file is not there without which nothing is known.
@@ -47,10 +51,15 @@ impl fmt::Display for DataError {
             Self::Foreign(path) => {
                 write!(
                     f,
-                    "{} is not a journal file of this version of kurir, or its beginning is damaged; if so, `kurir check DIR --repair` mends it",
+                    "{} is not a journal file of kurir, or its beginning is damaged; if so, `kurir check DIR --repair` mends it",
                     path.display()
                 )
             }
+            Self::OtherVersion(path, version) => write!(
+                f,
+                "{} is of version {version} of the format, and this kurir knows version {VERSION}: start it with one that knows the other",
+                path.display()
+            ),
             Self::Damaged(path, byte) => write!(
                 f,
                 "{} is damaged at byte {byte}: what stood there had been synced; `kurir check DIR --repair` keeps what is good",

@@ -159,6 +159,12 @@ impl Found {
         };
         let segments = list(journal, segment::list)?;
         let checkpoints_found = list(checkpoints, checkpoint::list)?;
+        // All files of a data directory are of one version.
+        if let Some((segment, version)) =
+            segments.first().and_then(|first| Some((first, segment::other_version(journal, *first)?)))
+        {
+            return Err(DataError::OtherVersion(Layout::path(journal, *segment), version));
+        }
         let mut layout = match checkpoints_found.last() {
             Some(newest) => Some(checkpoint::header(checkpoints, *newest)?.0),
             None => None,
@@ -568,6 +574,24 @@ mod tests {
         assert_eq!(sample.users().unwrap().0, [0, 1, 2, 3, 4, 5]);
         sample.flip(Lsn(sample.places[5].lsn.0 + 9));
         assert!(matches!(sample.users(), Err(DataError::Damaged(..))));
+    }
+
+    #[test]
+    fn another_version_is_told_and_left_as_it_is() {
+        let sample = Sample::new(1, 20, true);
+        let path = Layout::path(&sample.directory.journal(), 1);
+        let mut bytes = fs::read(&path).unwrap();
+        bytes[8..12].copy_from_slice(&2u32.to_le_bytes());
+        let sum = crc32c::crc32c(&bytes[..32]);
+        bytes[32..36].copy_from_slice(&sum.to_le_bytes());
+        fs::write(&path, &bytes).unwrap();
+        let is_told = |error: DataError| matches!(error, DataError::OtherVersion(told, 2) if told == path);
+        assert!(is_told(sample.users().map(drop).unwrap_err()));
+        let Sample { root, directory, .. } = sample;
+        drop(directory);
+        let refused = check(root.path(), true).map(drop).unwrap_err();
+        assert!(refused.to_string().contains("is of version 2 of the format"), "{refused}");
+        assert_eq!(fs::read(&path).unwrap(), bytes);
     }
 
     #[test]

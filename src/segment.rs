@@ -406,16 +406,16 @@ pub fn cut_short(directory: &Path, layout: Layout, segment: u64) -> Option<u64> 
     (bytes != whole).then_some(bytes)
 }
 
-/// True when a segment is whole and of a version that this program does not know.
+/// The version of a segment that is whole, and that this program does not know.
 #[must_use]
-pub fn is_other_version(directory: &Path, segment: u64) -> bool {
+pub fn other_version(directory: &Path, segment: u64) -> Option<u32> {
     let mut header = Vec::new();
     let read = File::open(Layout::path(directory, segment))
         .and_then(|file| file.take(HEADER_BYTES as u64).read_to_end(&mut header));
     let version = header.get(8..12).and_then(|bytes| bytes.first_chunk::<4>()).map(|bytes| u32::from_le_bytes(*bytes));
     let sum = header.get(HEADER_BYTES - 4..).and_then(|bytes| bytes.first_chunk::<4>());
     let is_whole = sum.is_some_and(|sum| crc32c::crc32c(&header[..HEADER_BYTES - 4]) == u32::from_le_bytes(*sum));
-    read.is_ok() && is_whole && header.starts_with(MAGIC) && version != Some(VERSION)
+    version.filter(|version| read.is_ok() && is_whole && header.starts_with(MAGIC) && *version != VERSION)
 }
 
 /// The stream's bytes, from segment to segment, up to the first that is not there.
