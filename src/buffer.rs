@@ -128,7 +128,7 @@ impl ReadBuffer {
     }
 
     /// The whole lines that are there and no longer than `bytes_max`, up to the first that is not: each without its line end,
-    /// and with it.
+    /// and with it. [`Self::line`] searches them once more.
     pub fn lines(&self, bytes_max: usize) -> impl Iterator<Item = (&[u8], &[u8])> {
         let (mut start, mut searched) = (self.consumed, self.scanned);
         iter::from_fn(move || {

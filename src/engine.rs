@@ -698,9 +698,11 @@ impl Engine {
         connection.is_queued = false;
         self.service.is_long_turn = std::mem::take(&mut connection.is_long);
         let mut budget = Budget::new(share, &self.service.limits);
+        let mut read = std::mem::take(&mut connection.read);
         if let Some(reason) = connection.closing {
-            let discarded = discard_input(connection, &mut self.spare_buffers, host, &mut budget);
-            self.spare_buffers.keep(connection.read.release());
+            let discarded = discard_input(&mut read, connection, &mut self.spare_buffers, host, &mut budget);
+            self.spare_buffers.keep(read.release());
+            connection.read = read;
             self.service.count_held(connection);
             match discarded {
                 Ok(Stop::Budget) => {
@@ -721,11 +723,12 @@ impl Engine {
         }
         let service = &mut self.service;
         let (spares, is_stopping) = (&mut self.spare_buffers, self.is_stopping);
-        let stop = serve_within_budget(connection, service, spares, host, is_stopping, &mut budget);
+        let stop = serve_within_budget(&mut read, connection, service, spares, host, is_stopping, &mut budget);
         // One long answer may be more than a share, and takes the turns of others with it.
         *bytes_left = bytes_left.saturating_sub(budget.used);
         service.token = LastToken::default();
-        self.spare_buffers.keep(connection.read.release());
+        self.spare_buffers.keep(read.release());
+        connection.read = read;
         match stop {
             Ok(Stop::Waiting) => {}
             Ok(Stop::Budget) => {

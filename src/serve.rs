@@ -76,23 +76,8 @@ impl Budget {
 }
 
 /// Serves what a connection has sent, and reads more, until nothing is there, something must be waited for, or its share
-/// of the turn is used up.
+/// of the turn is used up. `read` is the connection's buffer, set aside, since lines are borrowed from it while they are handled.
 pub(crate) fn serve_within_budget(
-    connection: &mut Connection,
-    service: &mut Service,
-    spare_buffers: &mut Spares,
-    host: &mut impl Host,
-    is_stopping: bool,
-    budget: &mut Budget,
-) -> Result<Stop, CloseReason> {
-    // Lines are borrowed from the buffer while they are handled, so it is set aside.
-    let mut read = std::mem::take(&mut connection.read);
-    let served = serve_from(&mut read, connection, service, spare_buffers, host, is_stopping, budget);
-    connection.read = read;
-    served
-}
-
-fn serve_from(
     read: &mut ReadBuffer,
     connection: &mut Connection,
     service: &mut Service,
@@ -141,28 +126,23 @@ fn serve_from(
 
 /// Throws away what a connection still sends though it is not served any more.
 pub(crate) fn discard_input(
+    read: &mut ReadBuffer,
     connection: &mut Connection,
     spare_buffers: &mut Spares,
     host: &mut impl Host,
     budget: &mut Budget,
 ) -> Result<Stop, CloseReason> {
-    let mut read = std::mem::take(&mut connection.read);
-    let discarded = loop {
+    loop {
         let pending = read.pending().len();
         read.consume(pending);
         if connection.is_ended || !connection.is_readable {
-            break Ok(Stop::Waiting);
+            return Ok(Stop::Waiting);
         }
         if budget.is_used() {
-            break Ok(Stop::Budget);
+            return Ok(Stop::Budget);
         }
-        match fill(&mut read, connection, spare_buffers, host) {
-            Ok(count) => budget.used += count,
-            Err(reason) => break Err(reason),
-        }
-    };
-    connection.read = read;
-    discarded
+        budget.used += fill(read, connection, spare_buffers, host)?;
+    }
 }
 
 /// Reads once. Says how many bytes came.
