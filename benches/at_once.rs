@@ -14,7 +14,8 @@ impl Workers for AtOnce {
 
     fn run(&mut self, job: Job, mut report: impl FnMut(Completion)) -> Result<(), Infallible> {
         match job {
-            Job::Journal(batch) => {
+            Job::Journal(mut batch) => {
+                batch.seal();
                 let synced = batch.end();
                 report(Completion::Settled { batch, synced });
             }

@@ -98,10 +98,10 @@ impl Journal {
     /// # Errors
     /// What the disk said. What it holds then is not known: nothing of these batches may be told to anybody, and the
     /// journal must not be written to again. A sync that failed is never tried again.
-    pub fn write(&mut self, batches: &[Batch], sync: Sync) -> io::Result<()> {
+    pub fn write(&mut self, batches: &mut [Batch], sync: Sync) -> io::Result<()> {
         for batch in batches {
             debug_assert_eq!(batch.start, self.end());
-            self.append(&batch.bytes)?;
+            self.append(batch.seal())?;
         }
         self.flush()?;
         self.unsynced_since.get_or_insert_with(Instant::now);
@@ -236,18 +236,18 @@ mod tests {
                     }
                 }
                 let mut end = journal.end();
-                let batches: Vec<Batch> = (0..batches).map(|_| {
+                let mut batches: Vec<Batch> = (0..batches).map(|_| {
                     let mut bytes = Vec::new();
                     written.push(record::append(&mut bytes, 7, end, |body| body.resize(body.len() + size, 1)));
                     number += 1;
-                    let batch = Batch { number, start: end, bytes };
+                    let batch = Batch::new(number, end, 7, bytes);
                     end = batch.end();
                     batch
                 }).collect();
                 while LAYOUT.segment(end) > store.count() {
                     journal.add(store.prepare(0).unwrap().unwrap());
                 }
-                journal.write(&batches, Sync::Always).unwrap();
+                journal.write(&mut batches, Sync::Always).unwrap();
                 prop_assert_eq!(journal.synced(), end);
             }
             let mut records = Records::new(Stream::new(path, LAYOUT, LAYOUT.first(), Lsn(u64::MAX)), 7, LAYOUT.first());
@@ -269,8 +269,8 @@ mod tests {
         file.write_all_at(&[0xee; 16 * 1024], BLOCK_BYTES as u64).unwrap();
         let mut journal = Journal::open(path, LAYOUT, Access::Buffered, LAYOUT.first()).unwrap();
         for (number, bytes) in [100, 3996, 4095, 1, 4096, 4000].into_iter().enumerate() {
-            let batch = Batch { number: number as u64, start: journal.end(), bytes: vec![1; bytes] };
-            journal.write(&[batch], Sync::Always).unwrap();
+            let batch = Batch::new(number as u64, journal.end(), 7, vec![1; bytes]);
+            journal.write(&mut [batch], Sync::Always).unwrap();
             let mut behind = [1; 8];
             let reader = File::open(Layout::path(path, 1)).unwrap();
             if LAYOUT.segment(journal.end()) == 1 {

@@ -19,11 +19,25 @@ pub struct Batch {
     pub number: u64,
     /// Where it starts.
     pub start: Lsn,
-    /// Its records.
-    pub bytes: Vec<u8>,
+    salt: u32,
+    /// Its records, which have no sums until it is written.
+    bytes: Vec<u8>,
 }
 
 impl Batch {
+    /// Records that are whole, or will be.
+    #[must_use]
+    pub fn new(number: u64, start: Lsn, salt: u32, bytes: Vec<u8>) -> Self {
+        Self { number, start, salt, bytes }
+    }
+
+    /// What is written of it: its records, with their sums. They are reckoned here, by the thread that writes, which
+    /// takes that from the loop.
+    pub fn seal(&mut self) -> &[u8] {
+        record::seal(&mut self.bytes, self.salt, self.start);
+        &self.bytes
+    }
+
     /// Where it ends.
     #[must_use]
     pub fn end(&self) -> Lsn {
@@ -78,7 +92,7 @@ impl Log {
     pub fn new(layout: Layout, end: Lsn) -> Self {
         Self {
             layout,
-            open: Batch { number: 1, start: end, bytes: Vec::new() },
+            open: Batch::new(1, end, layout.salt, Vec::new()),
             tail: Tail::new(TAIL_BYTES),
             settled: end,
             settled_batch: 0,
@@ -132,10 +146,10 @@ impl Log {
         let room = self.room.0.saturating_sub(kept);
         let before = self.open.bytes.len();
         if before == 0 {
-            record::append_mark(&mut self.open.bytes, self.layout.salt, self.open.start, self.synced);
+            record::append_mark_unsealed(&mut self.open.bytes, self.open.start, self.synced);
         }
         let lsn = self.open.end();
-        let place = record::append(&mut self.open.bytes, self.layout.salt, lsn, |body| change.encode(body));
+        let place = record::append_unsealed(&mut self.open.bytes, lsn, |body| change.encode(body));
         if self.open.end().0 > room {
             self.open.bytes.truncate(before);
             return Err(DiskFull);
@@ -180,8 +194,7 @@ impl Log {
             return None;
         }
         self.tail.push(self.open.start, &self.open.bytes, self.settled);
-        let next =
-            Batch { number: self.open.number + 1, start: self.open.end(), bytes: std::mem::take(&mut self.spare) };
+        let next = Batch::new(self.open.number + 1, self.open.end(), self.layout.salt, std::mem::take(&mut self.spare));
         Some(std::mem::replace(&mut self.open, next))
     }
 
@@ -322,7 +335,7 @@ mod tests {
             place
         });
         for (place, user) in places.into_iter().zip(1..) {
-            let body = record::body_at(log.record(place).unwrap(), LAYOUT.salt, place.lsn).unwrap();
+            let body = record::claimed_body(log.record(place).unwrap()).unwrap();
             assert_eq!(Change::decode(body), Some(change(user)));
         }
         assert_eq!(log.record(Place { lsn: log.end(), bytes: 10 }), None);

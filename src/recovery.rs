@@ -367,12 +367,12 @@ pub(crate) mod sample {
                 if user % 2 == 0 {
                     continue;
                 }
-                let batch = log.take_batch().unwrap();
+                let mut batch = log.take_batch().unwrap();
                 while layout.segment(batch.end()) > store.count() {
                     journal.add(store.prepare(0).unwrap().unwrap());
                 }
                 starts.push(batch.start);
-                journal.write(std::slice::from_ref(&batch), Sync::Always).unwrap();
+                journal.write(std::slice::from_mut(&mut batch), Sync::Always).unwrap();
                 log.settle(batch, if is_synced { journal.synced() } else { end });
             }
             Self { root, directory, layout, places, starts }
@@ -545,9 +545,9 @@ mod tests {
             let name = format!("{user:04}{}", "x".repeat(BLOCK_BYTES - bare - 4));
             let change = Change::UserAdded { user: UserId(user), name: &name, password_hash: "" };
             log.append(&change, Need::More).unwrap();
-            let batch = log.take_batch().unwrap();
-            assert_eq!(batch.bytes.len(), BLOCK_BYTES);
-            journal.write(std::slice::from_ref(&batch), Sync::Always).unwrap();
+            let mut batch = log.take_batch().unwrap();
+            assert_eq!(batch.seal().len(), BLOCK_BYTES);
+            journal.write(std::slice::from_mut(&mut batch), Sync::Always).unwrap();
             log.settle(batch, journal.synced());
         };
         let first = Layout::path(&directory.journal(), 1);

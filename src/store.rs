@@ -222,7 +222,7 @@ impl Workers for StoreWorkers {
 /// # Errors
 /// [`WorkError::Journal`]
 pub fn write(journal: &mut Journal, mut batches: Vec<Batch>, sync: Sync) -> Result<Completion, WorkError> {
-    let written = journal.write(&batches, sync);
+    let written = journal.write(&mut batches, sync);
     written.map_err(|error| WorkError::Journal(journal.directory().to_owned(), error))?;
     let batch = batches.pop().unwrap_or_default();
     Ok(Completion::Settled { batch, synced: journal.synced() })

@@ -388,8 +388,8 @@ impl World {
             state.apply(change, place);
         }
         workers.is_interval = random.one_in(4);
-        let batch = log.take_batch().unwrap();
-        workers.disk.write(batch.start, &batch.bytes);
+        let mut batch = log.take_batch().unwrap();
+        workers.disk.write(batch.start, batch.seal());
         workers.disk.sync();
         let end = batch.end();
         log.settle(batch, end);
@@ -591,13 +591,13 @@ impl World {
         self.do_job(job);
     }
 
-    fn do_job(&mut self, job: Job) {
-        if let Job::Journal(batch) = &job
+    fn do_job(&mut self, mut job: Job) {
+        if let Job::Journal(batch) = &mut job
             && !self.is_calm
             && self.random.one_in(300)
         {
             // A sync that fails ends the server. What it wrote of the batch is there, or not.
-            self.workers.disk.write(batch.start, &batch.bytes);
+            self.workers.disk.write(batch.start, batch.seal());
             self.seen.failed_syncs += 1;
             return self.crash(false);
         }
@@ -715,8 +715,8 @@ impl World {
             Job::Journal(batch) => Some(batch),
             _ => None,
         });
-        for batch in on_their_way.take(self.random.below(3)).collect::<Vec<_>>() {
-            self.workers.disk.write(batch.start, &batch.bytes);
+        for mut batch in on_their_way.take(self.random.below(3)).collect::<Vec<_>>() {
+            self.workers.disk.write(batch.start, batch.seal());
         }
         self.net.submitted.clear();
         self.net.opened.clear();

@@ -31,8 +31,8 @@ fn stream(changes: u32, in_batch: u32) -> Vec<u8> {
         let change = Change::UserAdded { user: UserId(number), name: &name, password_hash: "" };
         log.append(&change, Need::More).expect("there is room");
         if number % in_batch == in_batch - 1 || number == changes - 1 {
-            let batch = log.take_batch().expect("it holds a change");
-            bytes.extend_from_slice(&batch.bytes);
+            let mut batch = log.take_batch().expect("it holds a change");
+            bytes.extend_from_slice(batch.seal());
             let end = batch.end();
             log.settle(batch, end);
         }

@@ -329,8 +329,8 @@ impl MemoryWorkers {
         Completion::Synced(self.disk.synced)
     }
 
-    fn write(&mut self, batch: Batch) -> Completion {
-        self.disk.write(batch.start, &batch.bytes);
+    fn write(&mut self, mut batch: Batch) -> Completion {
+        self.disk.write(batch.start, batch.seal());
         if !self.is_interval {
             self.disk.sync();
         }
