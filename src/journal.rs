@@ -43,6 +43,26 @@ pub struct Journal {
     unsynced_since: Option<Instant>,
 }
 
+/// What the journal has written and is not on the disk yet.
+#[derive(Debug)]
+pub struct Unsynced {
+    files: Vec<File>,
+    end: Lsn,
+}
+
+impl Unsynced {
+    /// Makes it durable. Says where it ends.
+    ///
+    /// # Errors
+    /// As for [`Journal::write`].
+    pub fn sync(self) -> io::Result<Lsn> {
+        for file in self.files {
+            file.sync_data()?;
+        }
+        Ok(self.end)
+    }
+}
+
 impl Journal {
     /// Goes on writing at `end`, which is in a segment that is there, and behind which there are zeros.
     ///
@@ -104,37 +124,43 @@ impl Journal {
             self.append(batch.seal())?;
         }
         self.flush()?;
+        if sync == Sync::Always {
+            return self.sync();
+        }
         self.unsynced_since.get_or_insert_with(Instant::now);
-        if sync == Sync::Always || self.is_sync_due() { self.sync() } else { Ok(()) }
+        Ok(())
     }
 
     /// Makes what was written durable.
     ///
     /// # Errors
     /// As for [`Self::write`].
-    pub fn sync(&mut self) -> io::Result<()> {
+    fn sync(&mut self) -> io::Result<()> {
         if self.access != Access::Direct && self.synced < self.end() {
-            for file in self.unsynced.drain(..) {
-                file.sync_data()?;
-            }
-            self.open.file.sync_data()?;
+            self.take_unsynced()?.sync()?;
         }
         self.synced = self.end();
-        self.unsynced_since = None;
         Ok(())
     }
 
-    /// When, at the latest, it should be synced though nothing new is to be written; never, if all is synced.
+    /// What was written and is perhaps not on the disk yet, for another thread to sync, so that writes need not wait for it.
+    ///
+    /// # Errors
+    /// As for [`Self::write`].
+    pub fn take_unsynced(&mut self) -> io::Result<Unsynced> {
+        let mut files = std::mem::take(&mut self.unsynced);
+        files.push(self.open.file.try_clone()?);
+        self.unsynced_since = None;
+        Ok(Unsynced { files, end: self.end() })
+    }
+
+    /// In how long what was written should be synced; never, if all is synced or on its way.
     #[must_use]
     pub fn sync_due(&self) -> Option<Duration> {
         self.unsynced_since.map(|since| SYNC_INTERVAL.saturating_sub(since.elapsed()))
     }
 
-    fn is_sync_due(&self) -> bool {
-        self.sync_due() == Some(Duration::ZERO)
-    }
-
-    /// Ends the journal cleanly: a last mark says that all before it was synced, so that damage to it can be told from a
+    /// Ends the journal cleanly, once all that was taken to be synced is: a last mark says that all before it was synced, so that damage to it can be told from a
     /// torn end.
     ///
     /// # Errors
@@ -256,6 +282,34 @@ mod tests {
             }
             prop_assert!(records.read().unwrap().is_none());
         }
+    }
+
+    #[test]
+    fn what_is_handed_over_to_be_synced_is_all_that_was_written() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path();
+        let mut store = SegmentStore::new(path.to_owned(), LAYOUT, Access::Seldom, 0, 0);
+        store.prepare(0).unwrap().unwrap();
+        let mut journal = Journal::open(path, LAYOUT, Access::Seldom, LAYOUT.first()).unwrap();
+        journal.add(store.prepare(0).unwrap().unwrap());
+        assert_eq!(journal.sync_due(), None);
+        let write = |journal: &mut Journal, number| {
+            let batch = Batch::new(number, journal.end(), 7, vec![1; 10_000]);
+            journal.write(&mut [batch], Sync::Interval).unwrap();
+        };
+        // Into the second segment.
+        write(&mut journal, 1);
+        write(&mut journal, 2);
+        assert!(journal.sync_due().is_some());
+        assert_eq!(journal.synced(), LAYOUT.first());
+        let unsynced = journal.take_unsynced().unwrap();
+        assert_eq!((unsynced.files.len(), unsynced.end), (2, journal.end()));
+        assert_eq!(journal.sync_due(), None, "it is on its way");
+        let end = journal.end();
+        write(&mut journal, 3);
+        assert!(journal.sync_due().is_some());
+        assert_eq!(unsynced.sync().unwrap(), end);
+        assert_eq!(journal.take_unsynced().unwrap().files.len(), 1);
     }
 
     #[test]

@@ -4,10 +4,12 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, ErrorKind};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender, SyncSender};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use mio::Waker;
 
@@ -15,7 +17,7 @@ use crate::compaction::{CompactionJob, Compactor};
 use crate::engine::{Completion, Job};
 use crate::files::{FileDone, FileJob, FileStore, TransferId};
 use crate::inbox::TextsJob;
-use crate::journal::Journal;
+use crate::journal::{Journal, Unsynced};
 use crate::log::{Batch, Sync};
 use crate::password::{Hasher, PasswordJob};
 use crate::segment::Segment;
@@ -105,6 +107,8 @@ impl Threads {
         let is_finishing = Arc::new(AtomicBool::new(false));
         let reporter = Reporter { messages: messages_in, waker, is_finishing: Arc::clone(&is_finishing) };
         let (journal_jobs, batches) = mpsc::channel();
+        // What is handed over is taken when what was handed over before is on the disk.
+        let (syncs, to_sync) = mpsc::sync_channel(0);
         let (text_jobs, texts_to_read) = mpsc::channel();
         let (space_jobs, space_to_make) = mpsc::channel();
         let (compaction_jobs, to_compact) = mpsc::channel();
@@ -117,11 +121,13 @@ impl Threads {
                 work();
             })
         };
-        let [for_journal, for_files, for_passwords, for_texts, for_space, for_compaction] =
+        let journal_directory = journal.directory().to_owned();
+        let [for_journal, for_sync, for_files, for_passwords, for_texts, for_space, for_compaction] =
             std::array::from_fn(|_| reporter.clone());
         let segments = journal_jobs.clone();
         let handles = vec![
-            spawn("journal", Box::new(move || run_journal(journal, sync, &batches, &for_journal)))?,
+            spawn("journal", Box::new(move || run_journal(journal, sync, &batches, &syncs, &for_journal)))?,
+            spawn("sync", Box::new(move || run_sync(&journal_directory, &to_sync, &for_sync)))?,
             spawn("files", Box::new(move || run_files(files, &files_to_do, &for_files)))?,
             spawn("password", Box::new(move || run_passwords(hasher, &passwords_to_do, &for_passwords)))?,
             spawn("texts", Box::new(move || run_texts(texts, &texts_to_read, &for_texts)))?,
@@ -200,10 +206,18 @@ impl Threads {
     }
 }
 
-/// Writes what has come since the last sync, all at once.
-fn run_journal(mut journal: Journal, sync: Sync, jobs: &Receiver<JournalJob>, reporter: &Reporter) {
+/// Writes what has come since the last write, all at once.
+fn run_journal(
+    mut journal: Journal,
+    sync: Sync,
+    jobs: &Receiver<JournalJob>,
+    syncs: &SyncSender<Option<Unsynced>>,
+    reporter: &Reporter,
+) {
+    let directory = journal.directory().to_owned();
+    let failed = |error| WorkError::Journal(directory.clone(), error);
     loop {
-        let report = match next_job(&journal, jobs) {
+        match next_job(&journal, jobs) {
             Ok(first) => {
                 let mut batches = Vec::new();
                 for job in std::iter::once(first).chain(jobs.try_iter().take(BATCHES_MAX - 1)) {
@@ -212,24 +226,39 @@ fn run_journal(mut journal: Journal, sync: Sync, jobs: &Receiver<JournalJob>, re
                         JournalJob::Add(segment) => journal.add(segment),
                     }
                 }
-                if batches.is_empty() {
-                    continue;
+                if !batches.is_empty() && !reporter.say(store::write(&mut journal, batches, sync)) {
+                    return;
                 }
-                store::write(&mut journal, batches, sync)
             }
-            Err(RecvTimeoutError::Timeout) => {
-                let synced = journal.sync().map(|()| Completion::Synced(journal.synced()));
-                synced.map_err(|error| WorkError::Journal(journal.directory().to_owned(), error))
-            }
+            Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => {
-                let directory = journal.directory().to_owned();
-                if let Err(error) = journal.close() {
-                    reporter.say(Err(WorkError::Journal(directory, error)));
+                // It is taken when all is synced that was handed over, or never if that failed.
+                if syncs.send(None).is_ok()
+                    && let Err(error) = journal.close()
+                {
+                    reporter.say(Err(failed(error)));
                 }
                 return;
             }
-        };
-        if !reporter.say(report) {
+        }
+        if journal.sync_due() == Some(Duration::ZERO) {
+            let is_taken = match journal.take_unsynced() {
+                Ok(unsynced) => syncs.send(Some(unsynced)).is_ok(),
+                Err(error) => reporter.say(Err(failed(error))),
+            };
+            // Why that is not so has been said.
+            if !is_taken {
+                return;
+            }
+        }
+    }
+}
+
+/// Syncs what the journal thread has written, so that it can go on writing.
+fn run_sync(directory: &Path, jobs: &Receiver<Option<Unsynced>>, reporter: &Reporter) {
+    for unsynced in jobs.iter().flatten() {
+        let synced = unsynced.sync().map(Completion::Synced);
+        if !reporter.say(synced.map_err(|error| WorkError::Journal(directory.to_owned(), error))) {
             return;
         }
     }
