@@ -11,25 +11,26 @@
 
 use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::io::{self, Read, Seek, SeekFrom};
 use std::ops::Range;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use tracing::warn;
 
+use crate::aligned::{AlignedBuffer, BLOCK_BYTES};
 use crate::change::Lsn;
 use crate::data::{self, DataError};
 use crate::field::{Fields, Put};
 use crate::record::{self, BODY_BYTES_MAX, RECORD_BYTES_MIN, Records};
-use crate::segment::{Layout, VERSION, remove};
+use crate::segment::{self, Access, Layout, VERSION, remove};
 use crate::snapshot::Item;
 
 const MAGIC: &[u8; 8] = b"kurirchk";
 const HEADER_BYTES: usize = 8 + 4 + 4 + 8 + 8 + 8 + 4;
+/// Written in pieces of this size, each of which is on the disk before the next: a write of the journal waits for one of
+/// them, and not for a sync of them all in the end.
 const WRITE_BYTES: usize = 256 * 1024;
-/// Synced so often while it is written: the sync of all of it would hold up the journal's for as long.
-const SYNC_BYTES: usize = 512 * 1024;
 
 /// A checkpoint on the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -151,10 +152,16 @@ impl Framing {
 }
 
 /// A checkpoint that is being written. It has its name when it is whole, and if that never comes it is removed.
+///
+/// It is written past the page cache where the file system allows that: nobody reads it before the next start.
 #[derive(Debug)]
 pub struct Draft {
     file: File,
-    unsynced: usize,
+    access: Access,
+    /// What comes next, and is not a whole piece yet.
+    piece: AlignedBuffer,
+    filled: usize,
+    written: u64,
     directory: PathBuf,
     number: u64,
 }
@@ -166,8 +173,14 @@ impl Draft {
     /// What the disk said.
     pub fn begin(directory: &Path, number: u64) -> io::Result<Self> {
         let path = Self::path(directory, number);
-        let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
-        Ok(Self { file, unsynced: 0, directory: directory.to_owned(), number })
+        let (file, access) = match segment::create(&path, Access::Direct) {
+            Err(error) if segment::is_not_direct(&error) => {
+                (segment::create(&path, Access::Buffered)?, Access::Buffered)
+            }
+            created => (created?, Access::Direct),
+        };
+        let piece = AlignedBuffer::new(WRITE_BYTES);
+        Ok(Self { file, access, piece, filled: 0, written: 0, directory: directory.to_owned(), number })
     }
 
     fn path(directory: &Path, number: u64) -> PathBuf {
@@ -184,15 +197,38 @@ impl Draft {
     ///
     /// # Errors
     /// What the disk said.
-    pub fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
-        for some in bytes.chunks(SYNC_BYTES) {
-            self.file.write_all(some)?;
-            self.unsynced += some.len();
-            if self.unsynced >= SYNC_BYTES {
-                self.unsynced = 0;
-                self.file.sync_data()?;
+    pub fn write(&mut self, mut bytes: &[u8]) -> io::Result<()> {
+        while !bytes.is_empty() {
+            let (now, later) = bytes.split_at(bytes.len().min(WRITE_BYTES - self.filled));
+            self.piece.bytes_mut()[self.filled..self.filled + now.len()].copy_from_slice(now);
+            self.filled += now.len();
+            bytes = later;
+            if self.filled == WRITE_BYTES {
+                self.flush()?;
             }
         }
+        Ok(())
+    }
+
+    /// Puts the piece on the disk, with zeros behind it up to a whole block.
+    fn flush(&mut self) -> io::Result<()> {
+        let end = self.filled.next_multiple_of(BLOCK_BYTES);
+        self.piece.bytes_mut()[self.filled..end].fill(0);
+        let piece = &self.piece.bytes()[..end];
+        match self.file.write_all_at(piece, self.written) {
+            // Some file systems say so only now.
+            Err(error) if self.access == Access::Direct && segment::is_not_direct(&error) => {
+                self.access = Access::Buffered;
+                let path = Self::path(&self.directory, self.number);
+                self.file = OpenOptions::new().write(true).open(path)?;
+                self.file.write_all_at(piece, self.written)?;
+            }
+            written => written?,
+        }
+        if self.access != Access::Direct {
+            self.file.sync_data()?;
+        }
+        self.written += std::mem::take(&mut self.filled) as u64;
         Ok(())
     }
 
@@ -200,7 +236,9 @@ impl Draft {
     ///
     /// # Errors
     /// What the disk said.
-    pub fn finish(self) -> io::Result<()> {
+    pub fn finish(mut self) -> io::Result<()> {
+        self.flush()?;
+        self.file.set_len(self.written)?;
         self.file.sync_all()?;
         fs::rename(Self::path(&self.directory, self.number), path(&self.directory, self.number))?;
         data::sync(&self.directory)

@@ -128,12 +128,15 @@ impl Access {
         }
         match written {
             Ok(()) => Ok(Self::Direct),
-            Err(error) if matches!(error.kind(), ErrorKind::InvalidInput | ErrorKind::Unsupported) => {
-                Ok(Self::Buffered)
-            }
+            Err(error) if is_not_direct(&error) => Ok(Self::Buffered),
             Err(error) => Err(error),
         }
     }
+}
+
+/// True when a file system says that it takes no direct writes.
+pub(crate) fn is_not_direct(error: &io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::InvalidInput | ErrorKind::Unsupported)
 }
 
 /// True when there is no room, for whichever reason.
@@ -146,7 +149,8 @@ fn flags(flags: OFlags) -> i32 {
     flags.bits().cast_signed()
 }
 
-fn create(path: &Path, access: Access) -> io::Result<File> {
+/// Makes a file, or empties the one that is there.
+pub(crate) fn create(path: &Path, access: Access) -> io::Result<File> {
     let mut options = OpenOptions::new();
     options.write(true).create(true).truncate(true).mode(0o600);
     if access == Access::Direct {
