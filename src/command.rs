@@ -22,7 +22,7 @@ use crate::password::PasswordDone;
 use crate::password_queue::PasswordQueue;
 use crate::refusal::Refusal;
 use crate::reply::Reply;
-use crate::request::Request;
+use crate::request::{Request, TOKEN_DIGITS};
 use crate::state::{Group, SESSION_TOUCH_MS, State, User};
 use crate::throttle::Throttle;
 use crate::transfer::{Envelope, Incoming};
@@ -32,7 +32,6 @@ const NAME_BYTES_MAX: usize = 32;
 const FILE_NAME_BYTES_MAX: usize = 255;
 const PASSWORD_BYTES_MIN: usize = 8;
 const PASSWORD_BYTES_MAX: usize = 128;
-const TOKEN_DIGITS: usize = 32;
 /// So many messages wait in any mailbox, however many wait in all.
 const MAILBOX_MESSAGES_LEAST: usize = 100;
 /// What takes more than this, in bytes that are looked at or written, takes long: a millisecond or so.
@@ -86,20 +85,32 @@ pub struct Context<'e> {
     pub peer: Peer,
 }
 
-/// A token and its hash. Requests that come together mostly have the same one, and hashing takes longer than all else
-/// that is done for one. It is forgotten with the connection's turn, so that no token is kept in memory.
+/// A token, its hash, and whose it is. Requests that come together mostly have the same one, and hashing takes longer than
+/// all else that is done for one. It is forgotten with the connection's turn, so that no token is kept in memory.
 #[derive(Default)]
-pub struct LastToken(Option<([u8; TOKEN_DIGITS], SessionId)>);
+pub struct LastToken(Option<ShownToken>);
+
+struct ShownToken {
+    digits: [u8; TOKEN_DIGITS],
+    session: SessionId,
+    /// Whose it is, unless logins may have changed since that was looked up.
+    user: Option<UserId>,
+}
 
 impl LastToken {
-    fn session(&mut self, token: &str) -> Option<SessionId> {
-        match &self.0 {
-            Some((last, session)) if last == token.as_bytes() => Some(*session),
-            _ => {
-                let session = session_id(token)?;
-                self.0 = token.as_bytes().first_chunk().map(|digits| (*digits, session));
-                Some(session)
-            }
+    /// The token, if it has the form of one.
+    fn look_at(&mut self, token: &str) -> Option<&mut ShownToken> {
+        let digits = token.as_bytes().try_into().ok()?;
+        if self.0.as_ref().is_none_or(|last| last.digits != digits) {
+            self.0 = session_id(token).map(|session| ShownToken { digits, session, user: None });
+        }
+        self.0.as_mut()
+    }
+
+    /// Logins may have changed.
+    fn forget_user(&mut self) {
+        if let Some(last) = &mut self.0 {
+            last.user = None;
         }
     }
 }
@@ -217,6 +228,7 @@ pub fn handle<'e>(context: &'e mut Context<'_>, request: &Request<'_>, content: 
 }
 
 /// The requests whose first parameter is a token, which was `user`'s.
+#[inline(always)]
 fn handle_as<'e>(context: &'e mut Context<'_>, request: &Request<'_>, session: SessionId, user: UserId) -> Handled<'e> {
     let parameter = |index| request.parameter(index);
     match request.verb() {
@@ -388,6 +400,7 @@ impl Context<'_> {
     }
 
     fn make(&mut self, change: &Change<'_>, need: Need) -> Result<(), DiskFull> {
+        self.token.forget_user();
         let place = self.log.append(change, need)?;
         self.state.apply(change, place);
         Ok(())
@@ -396,10 +409,16 @@ impl Context<'_> {
 
 /// The login that a token stands for. Its use is written down, but not each time.
 fn authorise(context: &mut Context<'_>, token: &str) -> Result<(SessionId, UserId), Refusal> {
-    let id = context.token.session(token).ok_or(Refusal::InvalidToken)?;
+    let shown = context.token.look_at(token).ok_or(Refusal::InvalidToken)?;
+    let id = shown.session;
+    if let Some(user) = shown.user {
+        context.authorised = Some(user);
+        return Ok((id, user));
+    }
     let now = context.now.utc_ms;
     let session = context.state.session(id, now).ok_or(Refusal::InvalidToken)?;
     context.authorised = Some(session.user);
+    shown.user = Some(session.user);
     if now > session.used.saturating_add(SESSION_TOUCH_MS) {
         let used = Change::SessionUsed { session: id, at: now };
         // On a full disk the token works all the same, until the last use that was written down is too long ago.

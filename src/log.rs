@@ -58,6 +58,8 @@ pub struct Log {
     synced: Lsn,
     room: Lsn,
     is_full: bool,
+    /// Once it ends behind this, changes come faster than the disk takes them or room is made for them.
+    wait_behind: Lsn,
     spare: Vec<u8>,
 }
 
@@ -99,6 +101,7 @@ impl Log {
             synced: end,
             room: Lsn(u64::MAX),
             is_full: false,
+            wait_behind: Lsn(end.0.saturating_add(IN_FLIGHT_BYTES_MAX)),
             spare: Vec::new(),
         }
     }
@@ -227,6 +230,7 @@ impl Log {
     pub fn settle(&mut self, batch: Batch, synced: Lsn) {
         self.settled = self.settled.max(batch.end());
         self.settled_batch = self.settled_batch.max(batch.number);
+        self.set_wait();
         self.set_synced(synced);
         if batch.bytes.capacity() > self.spare.capacity() {
             self.spare = batch.bytes;
@@ -243,6 +247,13 @@ impl Log {
     pub fn set_room(&mut self, room: Lsn, is_full: bool) {
         self.room = room;
         self.is_full = is_full;
+        self.set_wait();
+    }
+
+    fn set_wait(&mut self) {
+        let too_much = self.settled.0.saturating_add(IN_FLIGHT_BYTES_MAX);
+        let too_far = if self.is_full { u64::MAX } else { self.room.0.saturating_sub(self.wait_bytes()) };
+        self.wait_behind = Lsn(too_much.min(too_far));
     }
 
     /// Room that is known to be there ahead of the next record.
@@ -270,8 +281,7 @@ impl Log {
     /// refusal is for a disk that is full.
     #[must_use]
     pub fn must_wait(&self) -> bool {
-        let is_behind = self.open.end().0 - self.settled.0 > IN_FLIGHT_BYTES_MAX;
-        is_behind || (!self.is_full && self.room_bytes() < self.wait_bytes())
+        self.open.end() > self.wait_behind
     }
 
     /// The disk had no more room when it was last asked.

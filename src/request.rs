@@ -9,6 +9,8 @@ use memchr::memchr;
 use crate::refusal::Refusal;
 use crate::verb::{Audience, Dialect, Last, Spec, Verb, recognise};
 
+/// A token is so many hexadecimal digits.
+pub const TOKEN_DIGITS: usize = 32;
 /// The most parameters that a request has, the content of a file not counted.
 const PARAMETERS_MAX: usize = 3;
 
@@ -53,8 +55,7 @@ pub struct Fault {
 /// # Errors
 /// The [`Fault`] says which rule of the protocol the line breaks.
 pub fn parse(line: &[u8], audience: Audience) -> Result<Request<'_>, Fault> {
-    let blanks = line.iter().take_while(|&&byte| byte == b' ').count();
-    let Some((spec, rest)) = recognise(&line[blanks..], audience) else {
+    let Some((spec, rest)) = recognise(&line[blanks(line)..], audience) else {
         let refusal = if str::from_utf8(line).is_ok() { Refusal::UnknownRequest } else { Refusal::NotUtf8 };
         return Err(Fault { refusal, spec: None });
     };
@@ -69,8 +70,7 @@ pub fn parse(line: &[u8], audience: Audience) -> Result<Request<'_>, Fault> {
 /// True when a line that begins so carries a file.
 #[must_use]
 pub fn carries_file(start: &[u8], audience: Audience) -> bool {
-    let blanks = start.iter().take_while(|&&byte| byte == b' ').count();
-    recognise(&start[blanks..], audience).is_some_and(|(spec, _)| spec.last == Last::Content)
+    recognise(&start[blanks(start)..], audience).is_some_and(|(spec, _)| spec.last == Last::Content)
 }
 
 /// True for a line that says nothing and gets no answer.
@@ -133,16 +133,40 @@ fn with_content<'a>(spec: &'static Spec, line: &'a [u8], rest: &'a [u8]) -> Resu
 
 /// The first word of `text`, blanks before it passed over, and what follows it.
 fn word(text: &str) -> (&str, &str) {
-    let bytes = text.as_bytes();
-    let blanks = bytes.iter().take_while(|&&byte| byte == b' ').count();
-    let end = memchr(b' ', &bytes[blanks..]).map_or(bytes.len(), |at| blanks + at);
-    (&text[blanks..end], &text[end..])
+    let text = &text[blanks(text.as_bytes())..];
+    text.split_at(word_bytes_count(text.as_bytes()))
 }
 
 fn word_bytes(bytes: &[u8]) -> (&[u8], &[u8]) {
-    let blanks = bytes.iter().take_while(|&&byte| byte == b' ').count();
-    let bytes = &bytes[blanks..];
-    bytes.split_at(memchr(b' ', bytes).unwrap_or(bytes.len()))
+    let bytes = &bytes[blanks(bytes)..];
+    bytes.split_at(word_bytes_count(bytes))
+}
+
+/// How many blanks stand in front.
+fn blanks(bytes: &[u8]) -> usize {
+    bytes.iter().take_while(|&&byte| byte == b' ').count()
+}
+
+/// How long the word is that stands in front. Most are tokens or short names, and are found without a call that takes
+/// longer than they do.
+fn word_bytes_count(bytes: &[u8]) -> usize {
+    if let Some((token, rest)) = bytes.split_first_chunk::<TOKEN_DIGITS>()
+        && rest.first() == Some(&b' ')
+        && token.iter().fold(true, |is_word, byte| is_word & (*byte != b' '))
+    {
+        return TOKEN_DIGITS;
+    }
+    let near = bytes.first_chunk().and_then(|eight| first_blank(u64::from_le_bytes(*eight)));
+    near.or_else(|| memchr(b' ', bytes)).unwrap_or(bytes.len())
+}
+
+/// Where the first of eight bytes stands that is a blank.
+fn first_blank(eight: u64) -> Option<usize> {
+    const ONES: u64 = u64::MAX / 0xff;
+    let others = eight ^ (ONES * b' ' as u64);
+    // The lowest bit that is set belongs to the first byte that is zero.
+    let zeros = others.wrapping_sub(ONES) & !others & (ONES << 7);
+    (zeros != 0).then(|| zeros.trailing_zeros() as usize / 8)
 }
 
 #[cfg(test)]
@@ -209,6 +233,17 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn a_word_ends_at_the_first_blank(word in "[^ ]{0,40}", rest in "( .{0,50})?", blanks in 0usize..3) {
+            let text = format!("{}{word}{rest}", " ".repeat(blanks));
+            if word.is_empty() {
+                prop_assert_eq!(super::word(&text).0, text.split(' ').find(|word| !word.is_empty()).unwrap_or_default());
+            } else {
+                prop_assert_eq!(super::word(&text), (&*word, &*rest));
+                prop_assert_eq!(word_bytes(text.as_bytes()), (word.as_bytes(), rest.as_bytes()));
+            }
+        }
+
         #[test]
         fn every_line_gets_an_answer_made_of_its_own_parts(line in "(?s)((?i:send message|send file|auth|send|inbox|PING|CREATE GROUP) *)?.{0,60}") {
             if let Ok(request) = parse(line.as_bytes(), Audience::Admin) {
