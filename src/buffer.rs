@@ -141,6 +141,7 @@ impl ReadBuffer {
     }
 
     /// The line at the front, if its content is at most `bytes_max`.
+    #[inline]
     pub fn line(&mut self, bytes_max: usize) -> Line {
         let found = memchr(b'\n', &self.bytes[self.scanned..self.filled]);
         self.scanned = found.map_or(self.filled, |at| self.scanned + at);

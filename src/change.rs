@@ -286,6 +286,7 @@ impl<'a> Change<'a> {
     }
 
     /// Appends the encoded change to `out`.
+    #[inline]
     pub fn encode(&self, out: &mut Vec<u8>) {
         match *self {
             Self::UserAdded { user, name, password_hash } => {

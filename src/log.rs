@@ -140,6 +140,7 @@ impl Log {
     ///
     /// # Errors
     /// [`DiskFull`] when it would use room that is kept for what matters more.
+    #[inline]
     pub fn append(&mut self, change: &Change<'_>, need: Need) -> Result<Place, DiskFull> {
         let kept = match need {
             Need::More => self.reserve_bytes(),
