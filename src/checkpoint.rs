@@ -28,8 +28,8 @@ use crate::snapshot::Item;
 
 const MAGIC: &[u8; 8] = b"kurirchk";
 const HEADER_BYTES: usize = 8 + 4 + 4 + 8 + 8 + 8 + 4;
-/// Written in pieces of this size, each of which is on the disk before the next: a write of the journal waits for one of
-/// them, and not for a sync of them all in the end.
+/// Written in pieces of this size, each of which has gone to the disk before the next, where the file system has it so: a
+/// write of the journal waits for one of them, and not for a sync of them all in the end.
 const WRITE_BYTES: usize = 256 * 1024;
 
 /// A checkpoint on the disk.
@@ -422,6 +422,28 @@ mod tests {
             }
         })?;
         Ok(found)
+    }
+
+    #[test]
+    fn a_draft_of_any_size_has_its_bytes_however_it_is_written() {
+        let directory = tempfile::tempdir().unwrap();
+        let sizes = [1, BLOCK_BYTES - 1, BLOCK_BYTES, BLOCK_BYTES + 1, WRITE_BYTES - 1, WRITE_BYTES, WRITE_BYTES + 1];
+        for (number, size) in (1..).zip(sizes.into_iter().chain([3 * WRITE_BYTES - 4097])) {
+            for (access, part) in [(None, size), (None, 10_001), (Some(Access::Buffered), 10_001)] {
+                let bytes: Vec<u8> = (1..=251).cycle().take(size).collect();
+                let mut draft = Draft::begin(directory.path(), number).unwrap();
+                if let Some(access) = access {
+                    let path = Draft::path(directory.path(), number);
+                    (draft.file, draft.access) = (segment::create(&path, access).unwrap(), access);
+                }
+                for part in bytes.chunks(part) {
+                    draft.write(part).unwrap();
+                }
+                draft.finish().unwrap();
+                let found = fs::read(path(directory.path(), number)).unwrap();
+                assert!(found == bytes, "{size} bytes in parts of {part}, {access:?}: {}", found.len());
+            }
+        }
     }
 
     #[test]

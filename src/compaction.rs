@@ -326,7 +326,7 @@ impl Compaction {
         submit(CompactionJob::Write(block));
     }
 
-    /// Takes back the memory of a block that is on the disk.
+    /// Takes back the memory of a block that has been written.
     pub fn written(&mut self, mut block: Vec<u8>) {
         self.blocks_out -= 1;
         if block.capacity() <= 4 * self.block_bytes {

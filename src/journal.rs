@@ -1,4 +1,4 @@
-//! The journal thread's side of the journal: batches in, overwritten segments out, synced.
+//! The journal thread's side of the journal: batches in, overwritten segments out, synced, or left for another to sync.
 //!
 //! It writes whole blocks. The last block of what was written so far is kept in memory and written again with what
 //! follows it; behind the end there is zero for as long as the head of a record, so that a reader finds none there. The
@@ -19,8 +19,10 @@ use crate::segment::{Access, Layout, Segment};
 
 /// Written at once at most.
 const WRITE_BYTES: usize = 1024 * 1024;
-/// How long written batches wait for their sync with [`Sync::Interval`].
+/// How long written batches wait until they are handed over to be synced, with [`Sync::Interval`].
 const SYNC_INTERVAL: Duration = Duration::from_secs(1);
+/// With so many full segments they wait no longer: each has a file descriptor.
+const UNSYNCED_MAX: usize = 16;
 
 /// The end of the journal on the disk.
 #[derive(Debug)]
@@ -36,10 +38,11 @@ pub struct Journal {
     filled: usize,
     /// Where in the stream `buffer` stands.
     start: Lsn,
+    /// Up to here it has synced it itself.
     synced: Lsn,
-    /// Full segments that are not synced.
+    /// Full segments that are neither synced nor handed over.
     unsynced: Vec<File>,
-    /// When the oldest batch was written that is not synced.
+    /// When the oldest batch was written that is neither.
     unsynced_since: Option<Instant>,
 }
 
@@ -102,7 +105,7 @@ impl Journal {
         Lsn(self.start.0 + self.filled as u64)
     }
 
-    /// What stands before this is on the disk.
+    /// What stands before this is on the disk. What is handed over to be synced does not count.
     #[must_use]
     pub fn synced(&self) -> Lsn {
         self.synced
@@ -137,8 +140,12 @@ impl Journal {
     /// As for [`Self::write`].
     fn sync(&mut self) -> io::Result<()> {
         if self.access != Access::Direct && self.synced < self.end() {
-            self.take_unsynced()?.sync()?;
+            for file in self.unsynced.drain(..) {
+                file.sync_data()?;
+            }
+            self.open.file.sync_data()?;
         }
+        self.unsynced_since = None;
         self.synced = self.end();
         Ok(())
     }
@@ -157,10 +164,13 @@ impl Journal {
     /// In how long what was written should be synced; never, if all is synced or on its way.
     #[must_use]
     pub fn sync_due(&self) -> Option<Duration> {
+        if self.unsynced.len() >= UNSYNCED_MAX {
+            return Some(Duration::ZERO);
+        }
         self.unsynced_since.map(|since| SYNC_INTERVAL.saturating_sub(since.elapsed()))
     }
 
-    /// Ends the journal cleanly, once all that was taken to be synced is: a last mark says that all before it was synced, so that damage to it can be told from a
+    /// Ends the journal cleanly, once all that was handed over is synced: a last mark says that all before it was synced, so that damage to it can be told from a
     /// torn end.
     ///
     /// # Errors
@@ -238,6 +248,13 @@ mod tests {
 
     const LAYOUT: Layout = Layout { salt: 7, segment_bytes: 16 * 1024 };
 
+    /// One that takes so many bytes, without its sum.
+    fn record_of(bytes: usize) -> Vec<u8> {
+        let mut out = Vec::new();
+        record::append_unsealed(&mut out, Lsn(0), |body| body.resize(body.len() + bytes - record::HEADER_BYTES, 1));
+        out
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(24))]
         #[test]
@@ -264,7 +281,7 @@ mod tests {
                 let mut end = journal.end();
                 let mut batches: Vec<Batch> = (0..batches).map(|_| {
                     let mut bytes = Vec::new();
-                    written.push(record::append(&mut bytes, 7, end, |body| body.resize(body.len() + size, 1)));
+                    written.push(record::append_unsealed(&mut bytes, end, |body| body.resize(body.len() + size, 1)));
                     number += 1;
                     let batch = Batch::new(number, end, 7, bytes);
                     end = batch.end();
@@ -294,7 +311,7 @@ mod tests {
         journal.add(store.prepare(0).unwrap().unwrap());
         assert_eq!(journal.sync_due(), None);
         let write = |journal: &mut Journal, number| {
-            let batch = Batch::new(number, journal.end(), 7, vec![1; 10_000]);
+            let batch = Batch::new(number, journal.end(), 7, record_of(10_000));
             journal.write(&mut [batch], Sync::Interval).unwrap();
         };
         // Into the second segment.
@@ -313,6 +330,23 @@ mod tests {
     }
 
     #[test]
+    fn many_full_segments_are_handed_over_before_their_time() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path();
+        let mut store = SegmentStore::new(path.to_owned(), LAYOUT, Access::Seldom, 0, 0);
+        store.prepare(0).unwrap().unwrap();
+        let mut journal = Journal::open(path, LAYOUT, Access::Seldom, LAYOUT.first()).unwrap();
+        for number in 0..=UNSYNCED_MAX as u64 {
+            assert_ne!(journal.sync_due(), Some(Duration::ZERO));
+            journal.add(store.prepare(0).unwrap().unwrap());
+            journal.write(&mut [Batch::new(number, journal.end(), 7, record_of(16 * 1024))], Sync::Interval).unwrap();
+        }
+        assert_eq!(journal.sync_due(), Some(Duration::ZERO));
+        assert_eq!(journal.take_unsynced().unwrap().files.len(), UNSYNCED_MAX + 1);
+        assert_eq!(journal.sync_due(), None);
+    }
+
+    #[test]
     fn a_reader_finds_zeros_behind_the_end_wherever_it_is() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path();
@@ -322,8 +356,8 @@ mod tests {
         let file = std::fs::OpenOptions::new().write(true).open(Layout::path(path, 1)).unwrap();
         file.write_all_at(&[0xee; 16 * 1024], BLOCK_BYTES as u64).unwrap();
         let mut journal = Journal::open(path, LAYOUT, Access::Buffered, LAYOUT.first()).unwrap();
-        for (number, bytes) in [100, 3996, 4095, 1, 4096, 4000].into_iter().enumerate() {
-            let batch = Batch::new(number as u64, journal.end(), 7, vec![1; bytes]);
+        for (number, bytes) in [104, 3992, 4088, 16, 4088, 4000].into_iter().enumerate() {
+            let batch = Batch::new(number as u64, journal.end(), 7, record_of(bytes));
             journal.write(&mut [batch], Sync::Always).unwrap();
             let mut behind = [1; 8];
             let reader = File::open(Layout::path(path, 1)).unwrap();

@@ -32,7 +32,7 @@ impl Batch {
     }
 
     /// What is written of it: its records, with their sums. They are reckoned here, by the thread that writes, which
-    /// takes that from the loop.
+    /// takes that from the loop; until then no sum holds what waits in memory.
     pub fn seal(&mut self) -> &[u8] {
         record::seal(&mut self.bytes, self.salt, self.start);
         &self.bytes
@@ -69,7 +69,7 @@ pub enum Sync {
     /// Once it is on the disk.
     Always,
     /// Once the kernel has it, which writes it to the disk about once a second: a power cut may take back what was
-    /// acknowledged in the last second, a crash of the server alone may not.
+    /// acknowledged in the last second, and while the disk took it, up to one more. A crash of the server alone may not.
     Interval,
 }
 
@@ -239,7 +239,7 @@ impl Log {
         }
     }
 
-    /// Takes the word of the journal thread that all before `synced` is on the disk.
+    /// Takes the word of whoever syncs the journal that all before `synced` is on the disk.
     pub fn set_synced(&mut self, synced: Lsn) {
         self.synced = self.synced.max(synced);
     }

@@ -69,7 +69,7 @@ pub fn append_unsealed(out: &mut Vec<u8>, lsn: Lsn, write: impl FnOnce(&mut Vec<
 pub fn seal(bytes: &mut [u8], salt: u32, lsn: Lsn) {
     let mut at = 0;
     while let Some(whole) = claimed_bytes(&bytes[at..]) {
-        let Some(record) = bytes.get_mut(at..at + whole) else { return };
+        let Some(record) = bytes.get_mut(at..at + whole) else { break };
         let (header, summed) = record.split_at_mut(HEADER_BYTES);
         if let Some(([a, b, c, d], sum)) = header.split_first_chunk_mut::<4>() {
             let length = u32::from_le_bytes([*a, *b, *c, *d]);
@@ -77,6 +77,7 @@ pub fn seal(bytes: &mut [u8], salt: u32, lsn: Lsn) {
         }
         at += whole;
     }
+    debug_assert_eq!(at, bytes.len(), "there is nothing but records");
 }
 
 /// Appends the mark that stands at `lsn`, and says that all before `synced` is on the disk.

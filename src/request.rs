@@ -232,6 +232,19 @@ mod tests {
         assert_eq!(refused(b"HALO"), "request tidak dikenali");
     }
 
+    #[test]
+    fn a_word_as_long_as_a_token_may_have_a_blank_in_it_or_behind_it() {
+        for blank in [0, 1, 7, 8, 9, 30, 31, 32, 33] {
+            let text = format!("{} {}", "x".repeat(blank), "y".repeat(40 - blank));
+            let expected = text.split(' ').find(|word| !word.is_empty()).unwrap();
+            assert_eq!(word(&text).0, expected, "{text:?}");
+        }
+        assert_eq!(word(&"a".repeat(32)), (&*"a".repeat(32), ""));
+        assert_eq!(word(&format!("{} b", "a".repeat(32))), (&*"a".repeat(32), " b"));
+        assert_eq!(word(&format!("{} b", "a".repeat(31))), (&*"a".repeat(31), " b"));
+        assert_eq!(word(&format!("a {} b", "a".repeat(30))), ("a", &*format!(" {} b", "a".repeat(30))));
+    }
+
     proptest! {
         #[test]
         fn a_word_ends_at_the_first_blank(word in "[^ ]{0,40}", rest in "( .{0,50})?", blanks in 0usize..3) {

@@ -329,3 +329,62 @@ fn run_passwords(mut hasher: Hasher, jobs: &Receiver<PasswordJob>, reporter: &Re
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::change::Lsn;
+    use crate::record::{self, Records};
+    use crate::segment::{Access, Layout, SegmentStore, Stream};
+    use mio::{Poll, Token};
+
+    const LAYOUT: Layout = Layout { salt: 7, segment_bytes: 16 * 1024 };
+
+    /// Runs a journal thread with [`Sync::Interval`] that is given one batch and then ended, with what `sync` does of syncs.
+    /// Says how many records the journal holds then: the batch's, and the mark if it was closed.
+    fn records_left(sync: impl FnOnce(Receiver<Option<Unsynced>>) + Send) -> usize {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path();
+        let mut store = SegmentStore::new(path.to_owned(), LAYOUT, Access::Seldom, 0, 0);
+        store.prepare(0).unwrap().unwrap();
+        let journal = Journal::open(path, LAYOUT, Access::Seldom, LAYOUT.first()).unwrap();
+        let poll = Poll::new().unwrap();
+        let waker = Arc::new(Waker::new(poll.registry(), Token(0)).unwrap());
+        let (messages_in, messages) = mpsc::channel();
+        let reporter = Reporter { messages: messages_in, waker, is_finishing: Arc::default() };
+        let (jobs_in, jobs) = mpsc::channel();
+        let (syncs, to_sync) = mpsc::sync_channel(0);
+        let mut bytes = Vec::new();
+        record::append_unsealed(&mut bytes, LAYOUT.first(), |body| body.extend_from_slice(&[1; 100]));
+        jobs_in.send(JournalJob::Write(Batch::new(1, LAYOUT.first(), LAYOUT.salt, bytes))).unwrap();
+        drop(jobs_in);
+        thread::scope(|scope| {
+            scope.spawn(|| sync(to_sync));
+            run_journal(journal, Sync::Interval, &jobs, &syncs, &reporter);
+            drop(syncs);
+        });
+        let settled =
+            messages.try_iter().filter(|message| matches!(message, Message::Report(Ok(Completion::Settled { .. }))));
+        assert_eq!(settled.count(), 1, "it was written all the same");
+        let mut records = Records::new(Stream::new(path, LAYOUT, LAYOUT.first(), Lsn(u64::MAX)), 7, LAYOUT.first());
+        std::iter::from_fn(|| records.read().unwrap().map(drop)).count()
+    }
+
+    #[test]
+    fn the_journal_is_closed_when_all_that_was_handed_over_is_synced() {
+        assert_eq!(records_left(|syncs| syncs.iter().for_each(drop)), 2);
+    }
+
+    #[test]
+    fn a_journal_is_not_closed_whose_sync_failed() {
+        assert_eq!(records_left(drop), 1);
+        // While it is at one sync, it takes no other.
+        assert_eq!(
+            records_left(|syncs| {
+                thread::sleep(Duration::from_millis(50));
+                drop(syncs);
+            }),
+            1
+        );
+    }
+}

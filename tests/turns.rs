@@ -251,3 +251,23 @@ fn an_account_that_goes_between_two_requests_that_came_together_gets_nothing() {
     let refused = "{\"status\":\"ERROR\",\"data\":\"user tujuan tidak ditemukan\"}\r\n\r\n";
     assert_eq!(replies, [OK, OK, OK, refused, refused].concat());
 }
+
+#[test]
+fn a_token_that_ends_in_a_turn_is_no_good_in_the_rest_of_it() {
+    for ahead_users_min in [0, usize::MAX] {
+        let limits = Limits { registrations_per_minute_max: 0, ..Limits::default() };
+        let mut engine = common::engine(limits, Registration::Open);
+        engine.set_ahead_users_min(ahead_users_min);
+        let mut memory = Memory { local: Local::new(engine, MemoryWorkers::default(), 1_767_225_600_000) };
+        let id = memory.open();
+        let (token, other) = (memory.login(id, "messi"), memory.login(id, "lineker"));
+        let send = |token: &str| format!("SEND MESSAGE {token} messi halo\n");
+        let lines = [send(&token), format!("LOGOUT {token}\n"), send(&token), send(&other), send(&token)].concat();
+        memory.local.send(id, lines.as_bytes());
+        assert_eq!(memory.turn(id), 0, "the journal must be written first");
+        memory.local.settle().unwrap();
+        let received = String::from_utf8(memory.local.received(id)).unwrap();
+        let answers: Vec<bool> = received.split_terminator("\r\n\r\n").map(|reply| reply.contains("OK")).collect();
+        assert_eq!(answers, [true, true, false, true, false], "{received}");
+    }
+}
