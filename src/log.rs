@@ -69,7 +69,7 @@ pub enum Sync {
     /// Once it is on the disk.
     Always,
     /// Once the kernel has it, which writes it to the disk about once a second: a power cut may take back what was
-    /// acknowledged in the last second, and while the disk took it, up to one more. A crash of the server alone may not.
+    /// acknowledged in the last second, and while the disk took that. A crash of the server alone may not.
     Interval,
 }
 
