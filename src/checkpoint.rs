@@ -174,7 +174,7 @@ impl Draft {
     pub fn begin(directory: &Path, number: u64) -> io::Result<Self> {
         let path = Self::path(directory, number);
         let (file, access) = match segment::create(&path, Access::Direct) {
-            Err(error) if segment::is_not_direct(&error) => {
+            Err(error) if segment::is_direct_refused(&error) => {
                 (segment::create(&path, Access::Buffered)?, Access::Buffered)
             }
             created => (created?, Access::Direct),
@@ -217,7 +217,7 @@ impl Draft {
         let piece = &self.piece.bytes()[..end];
         match self.file.write_all_at(piece, self.written) {
             // Some file systems say so only now.
-            Err(error) if self.access == Access::Direct && segment::is_not_direct(&error) => {
+            Err(error) if self.access == Access::Direct && segment::is_direct_refused(&error) => {
                 self.access = Access::Buffered;
                 let path = Self::path(&self.directory, self.number);
                 self.file = OpenOptions::new().write(true).open(path)?;

@@ -228,6 +228,7 @@ pub fn handle<'e>(context: &'e mut Context<'_>, request: &Request<'_>, content: 
 }
 
 /// The requests whose first parameter is a token, which was `user`'s.
+// Only `handle` calls it, once for nearly every request, and by itself the compiler does not put it there.
 #[inline(always)]
 fn handle_as<'e>(context: &'e mut Context<'_>, request: &Request<'_>, session: SessionId, user: UserId) -> Handled<'e> {
     let parameter = |index| request.parameter(index);

@@ -78,6 +78,7 @@ impl Put for FileId {
 }
 
 impl Put for &str {
+    // A message has three of them.
     #[inline(always)]
     fn put(&self, out: &mut Vec<u8>) {
         match u8::try_from(self.len()) {

@@ -248,7 +248,14 @@ mod tests {
 
     const LAYOUT: Layout = Layout { salt: 7, segment_bytes: 16 * 1024 };
 
-    /// One that takes so many bytes, without its sum.
+    /// An empty one, and the segments that it is written to.
+    fn new_journal(path: &Path, access: Access) -> (SegmentStore, Journal) {
+        let mut store = SegmentStore::new(path.to_owned(), LAYOUT, access, 0, 0);
+        store.prepare(0).unwrap().unwrap();
+        (store, Journal::open(path, LAYOUT, access, LAYOUT.first()).unwrap())
+    }
+
+    /// A record that takes so many bytes, without its sum.
     fn record_of(bytes: usize) -> Vec<u8> {
         let mut out = Vec::new();
         record::append_unsealed(&mut out, Lsn(0), |body| body.resize(body.len() + bytes - record::HEADER_BYTES, 1));
@@ -266,9 +273,7 @@ mod tests {
             let directory = tempfile::tempdir().unwrap();
             let path = directory.path();
             let access = if is_direct { Access::probe(path).unwrap() } else { Access::Buffered };
-            let mut store = SegmentStore::new(path.to_owned(), LAYOUT, access, 0, 0);
-            store.prepare(0).unwrap().unwrap();
-            let mut journal = Journal::open(path, LAYOUT, access, LAYOUT.first()).unwrap();
+            let (mut store, mut journal) = new_journal(path, access);
             let (mut written, mut number) = (Vec::new(), 0);
             for (index, (batches, size)) in sizes.into_iter().enumerate() {
                 if index == restart {
@@ -305,9 +310,7 @@ mod tests {
     fn what_is_handed_over_to_be_synced_is_all_that_was_written() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path();
-        let mut store = SegmentStore::new(path.to_owned(), LAYOUT, Access::Seldom, 0, 0);
-        store.prepare(0).unwrap().unwrap();
-        let mut journal = Journal::open(path, LAYOUT, Access::Seldom, LAYOUT.first()).unwrap();
+        let (mut store, mut journal) = new_journal(path, Access::Seldom);
         journal.add(store.prepare(0).unwrap().unwrap());
         assert_eq!(journal.sync_due(), None);
         let write = |journal: &mut Journal, number| {
@@ -333,9 +336,7 @@ mod tests {
     fn many_full_segments_are_handed_over_before_their_time() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path();
-        let mut store = SegmentStore::new(path.to_owned(), LAYOUT, Access::Seldom, 0, 0);
-        store.prepare(0).unwrap().unwrap();
-        let mut journal = Journal::open(path, LAYOUT, Access::Seldom, LAYOUT.first()).unwrap();
+        let (mut store, mut journal) = new_journal(path, Access::Seldom);
         for number in 0..=UNSYNCED_MAX as u64 {
             assert_ne!(journal.sync_due(), Some(Duration::ZERO));
             journal.add(store.prepare(0).unwrap().unwrap());

@@ -128,14 +128,14 @@ impl Access {
         }
         match written {
             Ok(()) => Ok(Self::Direct),
-            Err(error) if is_not_direct(&error) => Ok(Self::Buffered),
+            Err(error) if is_direct_refused(&error) => Ok(Self::Buffered),
             Err(error) => Err(error),
         }
     }
 }
 
 /// True when a file system says that it takes no direct writes.
-pub(crate) fn is_not_direct(error: &io::Error) -> bool {
+pub(crate) fn is_direct_refused(error: &io::Error) -> bool {
     matches!(error.kind(), ErrorKind::InvalidInput | ErrorKind::Unsupported)
 }
 

@@ -415,6 +415,7 @@ impl State {
             }
             Change::MemberJoined { group, user } => self.join(group, user),
             Change::MemberLeft { group, user } => self.leave(group, user),
+            // Made by `apply` itself.
             Change::MessageSent { .. } => {}
             Change::MessageMoved { sent, holders, .. } => self.relocate(place, sent, holders),
             Change::Delivered { user, first, last } => {
