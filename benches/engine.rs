@@ -36,7 +36,10 @@ fn users() -> Bench {
         let change = Change::UserAdded { user: UserId(number), name: &name, password_hash: "" };
         state.apply(&change, Place::default());
     }
-    state.apply(&Change::SessionOpened { session: SessionId([0; 16]), user: UserId(0), at: NOW }, Place::default());
+    state.apply(
+        &Change::SessionOpened { session: SessionId([0; 16]), user: UserId(0), at: NOW, elapsed_ms: 0 },
+        Place::default(),
+    );
     let limits = Limits { mailbox_messages_max: usize::MAX, mailbox_bytes_max: u64::MAX, ..Limits::default() };
     let registration = Registration::Closed;
     let engine = Engine::new(limits, registration, state, Log::new(layout, layout.first()), Holdings::default());

@@ -69,7 +69,7 @@ fn state(scale: Scale, layout: Layout) -> (State, Lsn) {
     for user in 0..scale.users {
         let name = format!("user{user}");
         state.apply(&Change::UserAdded { user: UserId(user), name: &name, password_hash: "" }, Place::default());
-        let opened = Change::SessionOpened { session: session(user), user: UserId(user), at: NOW };
+        let opened = Change::SessionOpened { session: session(user), user: UserId(user), at: NOW, elapsed_ms: 0 };
         state.apply(&opened, Place::default());
     }
     let mut random = Random(1);

@@ -38,8 +38,8 @@ fn fill(root: &Path) {
 
 fn checkpoint(root: &Path) {
     let mut store = Store::open(root, SEGMENT_BYTES, Sync::Interval).unwrap();
-    let (state, log, segments) = (&store.state, &store.log, &store.holdings.segments);
-    let mut compaction = Compaction::new(state, log.layout(), log.end(), None, segments, BLOCK_BYTES);
+    let (state, log) = (&mut store.state, &store.log);
+    let mut compaction = Compaction::new(state, log, None, BLOCK_BYTES);
     let mut done = None;
     while compaction.has_work(log.end()) {
         let mut jobs = Vec::new();

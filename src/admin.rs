@@ -146,7 +146,7 @@ fn request_offline(store: Store, line: &str) -> Result<Value, AdminError> {
     let id = local.open(Peer::Admin);
     let reply = local.request(id, line).map_err(AdminError::Work)?;
     let journal = local.workers.disk.journal;
-    let directory = journal.directory().to_owned();
+    let directory = journal.directory().path().to_owned();
     journal.close().map_err(|error| AdminError::Work(WorkError::Journal(directory, error)))?;
     Ok(Client::new(io::Cursor::new(reply)).reply()?)
 }

@@ -4,25 +4,29 @@
 //! is made by the process that asks, from the files themselves. What never changes any more is linked where the copy is on
 //! the same file system: full segments, checkpoints, stored files. A segment that something else links to is never used
 //! again for other bytes. The rest of the journal, up to the point, is copied.
+//!
+//! A copy counts when it has been read: the checkpoint, the journal up to the point, and that every record and file that is
+//! needed is there.
 
 use std::fmt;
-use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, ErrorKind, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::io::{self, ErrorKind, Read};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
 use crate::aligned::BLOCK_BYTES;
-use crate::change::Lsn;
+use crate::change::{Kept, Lsn};
 use crate::checkpoint;
 use crate::client::{Client, ClientError};
 use crate::data::{self, DataDirectory, DataError};
+use crate::disk::{Directory, DiskRef, Entry, Mode, system};
+use crate::files::FileStore;
 use crate::limits::Limits;
 use crate::log::Sync;
 use crate::segment::{self, Layout, Stream};
 use crate::store::{Store, StoreError};
+use crate::survey::Survey;
 
 /// What a backup copies of a journal.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -85,6 +89,8 @@ pub enum BackupError {
     Store(StoreError),
     Data(DataError),
     Server(ClientError),
+    /// This is not as it should be in the copy.
+    NotWhole(String),
     Io(PathBuf, io::Error),
 }
 
@@ -101,6 +107,10 @@ impl fmt::Display for BackupError {
             Self::Store(error) => error.fmt(f),
             Self::Data(error) => error.fmt(f),
             Self::Server(error) => write!(f, "the server did not see the backup through: {error}; make it again"),
+            Self::NotWhole(what) => write!(
+                f,
+                "the copy is not whole, and was removed: {what}; `kurir check` of a stopped server's directory tells more"
+            ),
             Self::Io(path, error) => write!(f, "{}: {error}", path.display()),
         }
     }
@@ -113,7 +123,7 @@ impl std::error::Error for BackupError {}
 /// # Errors
 /// [`BackupError`]; there is nothing at `to` then.
 pub fn backup(root: &Path, to: &Path) -> Result<Copied, BackupError> {
-    if fs::symlink_metadata(to).is_ok() {
+    if std::fs::symlink_metadata(to).is_ok() {
         return Err(BackupError::Exists(to.to_owned()));
     }
     // A disk that is not mounted, or a slip of the pen, must not put it elsewhere.
@@ -128,10 +138,10 @@ pub fn backup(root: &Path, to: &Path) -> Result<Copied, BackupError> {
             let mut server = Client::new(stream);
             let reply = server.request("BACKUP").map_err(BackupError::Server)?;
             let point = Point::from_json(&reply["data"]).ok_or(BackupError::Server(ClientError::NotAReply))?;
-            let copy = Copy::make(root, to, &point)?;
+            let copy = Copy::make(&system(), root, to, &point)?;
             // As long as it answers, it has kept everything.
             match server.request("PING") {
-                Ok(_) => copy.finish(to),
+                Ok(_) => copy.finish(),
                 Err(error) => {
                     copy.remove();
                     Err(BackupError::Server(error))
@@ -145,27 +155,37 @@ pub fn backup(root: &Path, to: &Path) -> Result<Copied, BackupError> {
             let segment_bytes = Limits::default().segment_bytes;
             let store = Store::open(root, segment_bytes, Sync::Always).map_err(BackupError::Store)?;
             let checkpoint = store.holdings.checkpoint.map(|checkpoint| checkpoint.number);
-            let segments = store.holdings.segments.iter().copied().collect();
-            Copy::make(root, to, &Point { end: store.log.end(), checkpoint, segments })?.finish(to)
+            let segments = store.log.segments().iter().copied().collect();
+            Copy::make(&system(), root, to, &Point { end: store.log.end(), checkpoint, segments })?.finish()
         }
         Err(error) => Err(BackupError::Io(path, error)),
     }
 }
 
 /// A copy that is being made, beside where it goes.
-struct Copy {
-    place: PathBuf,
+pub struct Copy {
+    /// What it is of.
+    from: Directory,
+    /// Where it is, until it is whole.
+    unfinished: Directory,
+    to: Directory,
     done: Copied,
 }
 
 impl Copy {
-    fn make(root: &Path, to: &Path, point: &Point) -> Result<Self, BackupError> {
-        let place = to.with_added_extension("unfinished");
-        if fs::symlink_metadata(&place).is_ok() {
-            return Err(BackupError::Unfinished(place));
+    /// Makes a copy of what a data directory had at `point`, which must stay as it is meanwhile.
+    ///
+    /// # Errors
+    /// [`BackupError`]; there is nothing left of it then.
+    pub fn make(disk: &DiskRef, root: &Path, to: &Path, point: &Point) -> Result<Self, BackupError> {
+        let directory = |path: PathBuf| Directory::new(DiskRef::clone(disk), path);
+        let unfinished = directory(to.with_added_extension("unfinished"));
+        if unfinished.disk().status(unfinished.path()).is_ok() {
+            return Err(BackupError::Unfinished(unfinished.path().to_owned()));
         }
-        let mut copy = Self { place, done: Copied::default() };
-        match copy.fill(root, point) {
+        let (from, to) = (directory(root.to_owned()), directory(to.to_owned()));
+        let mut copy = Self { from, unfinished, to, done: Copied::default() };
+        match copy.fill(point).and_then(|()| copy.verify(point)) {
             Ok(()) => Ok(copy),
             Err(error) => {
                 copy.remove();
@@ -175,64 +195,68 @@ impl Copy {
     }
 
     /// Leaves nothing behind.
-    fn remove(&self) {
-        if let Err(error) = fs::remove_dir_all(&self.place) {
-            tracing::warn!(%error, "{} could not be removed", self.place.display());
+    pub fn remove(&self) {
+        if let Err(error) = self.unfinished.remove_all() {
+            tracing::warn!(%error, "{} could not be removed", self.unfinished.path().display());
         }
     }
 
-    fn fill(&mut self, root: &Path, point: &Point) -> Result<(), BackupError> {
+    fn fill(&mut self, point: &Point) -> Result<(), BackupError> {
         // Its directories, and the file that its lock is on.
-        let target = DataDirectory::open(&self.place).map_err(BackupError::Data)?;
-        let (journal, checkpoints) = (data::journal(root), data::checkpoints(root));
+        let disk = DiskRef::clone(self.unfinished.disk());
+        let target = DataDirectory::open_on(disk, self.unfinished.path()).map_err(BackupError::Data)?;
         if let Some(number) = point.checkpoint {
-            self.link(&checkpoint::path(&checkpoints, number), &checkpoint::path(&target.checkpoints(), number))?;
+            self.link(&self.from.child("checkpoint"), &target.checkpoints(), &checkpoint::name(number))?;
         }
         for segment in &point.segments {
-            let (from, into) = (Layout::path(&journal, *segment), Layout::path(&target.journal(), *segment));
-            let layout =
-                segment::header_of(&journal, *segment).map_err(|error| BackupError::Io(from.clone(), error))?;
-            let layout = layout.ok_or_else(|| BackupError::Data(DataError::Foreign(from.clone())))?;
-            if layout.start(segment + 1) <= point.end {
-                self.link(&from, &into)?;
-            } else if layout.start(*segment) <= point.end {
-                let copied = copy_up_to(&journal, layout, *segment, point.end, &into);
-                self.count(copied.map_err(|error| BackupError::Io(into, error))?);
-            }
+            self.take_segment(*segment, point.end, &target.journal())?;
         }
-        for directory in list(&data::files(root))? {
-            let name = directory.file_name().unwrap_or_default();
-            if name == "incoming" || !directory.is_dir() {
+        let files = self.from.child("files");
+        for Entry { name, is_directory } in list(&files)? {
+            if name == "incoming" || !is_directory {
                 continue;
             }
-            let into = target.files().join(name);
-            DirBuilder::new().mode(0o700).create(&into).map_err(|error| BackupError::Io(into.clone(), error))?;
-            for file in list(&directory)? {
-                match self.link(&file, &into.join(file.file_name().unwrap_or_default())) {
+            let (from, into) = (files.child(&name), target.files().child(&name));
+            into.make().map_err(|error| BackupError::Io(into.path().to_owned(), error))?;
+            for file in list(&from)? {
+                match self.link(&from, &into, &file.name) {
                     // What was stored and refused after all goes at any time; nobody lists it.
                     Err(BackupError::Io(_, error)) if error.kind() == ErrorKind::NotFound => {}
                     linked => linked?,
                 }
             }
-            data::sync(&into).map_err(|error| BackupError::Io(into.clone(), error))?;
+            into.sync().map_err(|error| BackupError::Io(into.path().to_owned(), error))?;
         }
-        for directory in [target.journal(), target.checkpoints(), target.files(), self.place.clone()] {
-            data::sync(&directory).map_err(|error| BackupError::Io(directory.clone(), error))?;
+        for directory in [target.journal(), target.checkpoints(), target.files(), self.unfinished.clone()] {
+            directory.sync().map_err(|error| BackupError::Io(directory.path().to_owned(), error))?;
+        }
+        Ok(())
+    }
+
+    fn take_segment(&mut self, segment: u64, end: Lsn, into: &Directory) -> Result<(), BackupError> {
+        let (journal, name) = (self.from.child("journal"), Layout::name(segment));
+        let failed = |error| BackupError::Io(journal.join(&name), error);
+        let header = segment::header_of(&journal, segment).map_err(failed)?;
+        let header = header.ok_or_else(|| BackupError::Data(DataError::Foreign(journal.join(&name))))?;
+        let layout = header.layout;
+        if layout.start(segment + 1) <= end {
+            self.link(&journal, into, &name)?;
+            // With `--sync interval` it may not be on the disk yet.
+            return into.open(&name, Mode::Read).and_then(|file| file.sync_all()).map_err(failed);
+        }
+        if layout.start(segment) <= end {
+            let copied = copy_up_to(&journal, layout, segment, end, into);
+            self.count(copied.map_err(|error| BackupError::Io(into.join(&name), error))?);
         }
         Ok(())
     }
 
     /// Links a file that never changes, or copies it where that cannot be.
-    fn link(&mut self, from: &Path, into: &Path) -> Result<(), BackupError> {
-        match fs::hard_link(from, into) {
-            Ok(()) => self.done.linked += 1,
-            Err(error) if matches!(error.kind(), ErrorKind::NotFound) => {
-                return Err(BackupError::Io(from.to_owned(), error));
-            }
-            Err(_) => {
-                let copied = File::open(from).and_then(|file| write(file, into));
-                self.count(copied.map_err(|error| BackupError::Io(into.to_owned(), error))?);
-            }
+    fn link(&mut self, from: &Directory, into: &Directory, name: &str) -> Result<(), BackupError> {
+        match from.link_or_copy_into(name, into, name) {
+            Ok(None) => self.done.linked += 1,
+            Ok(Some(bytes)) => self.count(bytes),
+            Err(error) => return Err(BackupError::Io(from.join(name), error)),
         }
         Ok(())
     }
@@ -242,36 +266,56 @@ impl Copy {
         self.done.bytes += bytes;
     }
 
+    /// Reads the copy as a start would, and looks whether all is there that it needs.
+    fn verify(&self, point: &Point) -> Result<(), BackupError> {
+        let (journal, checkpoints) = (self.unfinished.child("journal"), self.unfinished.child("checkpoint"));
+        let not_whole = |what: String| Err(BackupError::NotWhole(what));
+        let survey = Survey::of(&journal, &checkpoints).map_err(BackupError::Data)?;
+        let Some(survey) = survey else { return not_whole("there is nothing in it".to_owned()) };
+        if let Some(damage) = survey.damage.first() {
+            return not_whole(damage.to_string());
+        }
+        if survey.end < point.end {
+            return not_whole(format!("the journal ends at {} and not at {}", survey.end, point.end));
+        }
+        let usage = survey.state.usage();
+        let missing = usage.needed_segments().find(|segment| !survey.segments.contains(segment));
+        if let Some(missing) = missing {
+            return not_whole(format!("{} is missing", journal.join(&Layout::name(missing)).display()));
+        }
+        let store = FileStore::new(self.unfinished.child("files"));
+        let apart = survey.state.files().filter(|(_, stored)| matches!(stored.kept, Kept::Apart { .. }));
+        for (file, stored) in apart {
+            if !store.bytes(file).is_ok_and(|bytes| bytes == stored.bytes) {
+                return not_whole(format!("{} is missing, or not as long as it was", store.place(file).display()));
+            }
+        }
+        Ok(())
+    }
+
     /// Gives the copy its name.
-    fn finish(self, to: &Path) -> Result<Copied, BackupError> {
-        let failed = |error| BackupError::Io(to.to_owned(), error);
-        fs::rename(&self.place, to).map_err(failed)?;
-        let parent = to.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        data::sync(parent).map_err(failed)?;
+    ///
+    /// # Errors
+    /// [`BackupError::Io`]
+    pub fn finish(self) -> Result<Copied, BackupError> {
+        let failed = |error| BackupError::Io(self.to.path().to_owned(), error);
+        self.to.disk().rename(self.unfinished.path(), self.to.path()).map_err(failed)?;
+        self.to.parent().map_or(Ok(()), |parent| parent.sync()).map_err(failed)?;
         Ok(self.done)
     }
 }
 
 /// Copies a segment up to a position, with zeros behind it.
-fn copy_up_to(journal: &Path, layout: Layout, segment: u64, end: Lsn, into: &Path) -> io::Result<u64> {
+fn copy_up_to(journal: &Directory, layout: Layout, segment: u64, end: Lsn, into: &Directory) -> io::Result<u64> {
     let header = layout.header(segment);
     let start = layout.start(segment);
     let zeros = layout.start(segment + 1).0 - end.0;
     let rest = Stream::new(journal, layout, start, end).chain(io::repeat(0).take(zeros));
-    let bytes = write(header.as_slice().chain(rest), into)?;
+    let bytes = into.write_new(&Layout::name(segment), header.as_slice().chain(rest))?;
     // A file that ends before its time is seen here and not by the next start.
     if bytes == BLOCK_BYTES as u64 + layout.segment_bytes { Ok(bytes) } else { Err(ErrorKind::UnexpectedEof.into()) }
 }
 
-fn write(mut from: impl Read, into: &Path) -> io::Result<u64> {
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(into)?;
-    let bytes = io::copy(&mut from, &mut file)?;
-    file.flush()?;
-    file.sync_all()?;
-    Ok(bytes)
-}
-
-fn list(directory: &Path) -> Result<Vec<PathBuf>, BackupError> {
-    let entries = fs::read_dir(directory).and_then(|entries| entries.map(|entry| Ok(entry?.path())).collect());
-    entries.map_err(|error| BackupError::Io(directory.to_owned(), error))
+fn list(directory: &Directory) -> Result<Vec<Entry>, BackupError> {
+    directory.list().map_err(|error| BackupError::Io(directory.path().to_owned(), error))
 }

@@ -1,24 +1,26 @@
 //! `kurir check`: what a data directory holds, and whether all of it is whole. It reads and changes nothing, unless it
 //! is asked to repair.
+//!
+//! A repair makes a state of all that is good, of which every invariant is true, and puts a checkpoint of it behind
+//! everything that the journal holds. What was damaged is kept under other names.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fmt;
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
+use crate::aligned::BLOCK_BYTES;
 use crate::change::{Change, FileId, Kept, Lsn, Place, UserId};
-use crate::checkpoint::{self, Checkpoint, Salvage};
+use crate::checkpoint::Checkpoint;
 use crate::data::{self, DataDirectory, DataError};
-use crate::files::{self, FileStore};
+use crate::disk::{Directory, DiskRef, Entry, system};
+use crate::files::FileStore;
 use crate::limits::Limits;
-use crate::log::{Need, Sync};
-use crate::mailbox::Entry;
-use crate::recovery;
-use crate::salvage::{self, Damage, Survey};
-use crate::segment::{self, Layout};
-use crate::snapshot::Item;
+use crate::mailbox::Entry as Message;
+use crate::recovery::{self, Start};
+use crate::segment::{Access, Layout};
 use crate::state::{State, StoredFile};
-use crate::store::{Store, StoreError, WorkError};
+use crate::survey::{Broken, Damage, Survey};
 use crate::texts::Texts;
 
 /// Records are read in portions of this many.
@@ -35,6 +37,8 @@ pub struct Report {
     is_torn: bool,
     state: State,
     damage: Vec<Damage>,
+    /// What does not agree with itself, if anything.
+    contradiction: Option<String>,
     lost: Vec<Lost>,
     files: Vec<FileProblem>,
     /// Where a repair has put the damaged files; none if there was none.
@@ -96,8 +100,8 @@ enum FileFound {
 pub enum CheckError {
     NoData(PathBuf),
     Data(DataError),
-    Store(StoreError),
-    Work(WorkError),
+    /// This is still wrong after a repair.
+    NotRepaired(String),
 }
 
 impl fmt::Display for CheckError {
@@ -105,8 +109,7 @@ impl fmt::Display for CheckError {
         match self {
             Self::NoData(root) => write!(f, "there is no data directory at {}", root.display()),
             Self::Data(error) => error.fmt(f),
-            Self::Store(error) => error.fmt(f),
-            Self::Work(error) => error.fmt(f),
+            Self::NotRepaired(what) => write!(f, "it could not be repaired: {what}; put a backup in its place"),
         }
     }
 }
@@ -119,164 +122,80 @@ impl From<DataError> for CheckError {
     }
 }
 
-/// The journal's files as they were found.
-struct Found {
-    layout: Layout,
-    segments: BTreeSet<u64>,
-    /// Segments of which more is wrong than a record, and what.
-    broken: BTreeMap<u64, &'static str>,
-    checkpoint: Option<Checkpoint>,
-    /// What is damaged of the checkpoint.
-    salvage: Option<Salvage>,
-    survey: Survey,
-    state: State,
-    /// It was read from its beginning.
-    is_whole_journal: bool,
-}
-
 /// Checks the data directory at `root`, which no server may hold meanwhile. `repair` has what is damaged replaced by what is
 /// good of it.
 ///
 /// # Errors
 /// [`CheckError`] when it could not be checked; what is wrong with the data is in the [`Report`].
 pub fn check(root: &Path, repair: bool) -> Result<Report, CheckError> {
-    if !data::exists(root) {
-        return Err(CheckError::NoData(root.to_owned()));
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    check_on(system(), root, repair, u64::try_from(now.as_millis()).unwrap_or(u64::MAX))
+}
+
+/// The same on another disk, at `now` in milliseconds since 1970, UTC.
+///
+/// # Errors
+/// [`CheckError`]
+pub fn check_on(disk: DiskRef, root: &Path, repair: bool, now: u64) -> Result<Report, CheckError> {
+    let no_data = || CheckError::NoData(root.to_owned());
+    if !data::exists_on(&disk, root) {
+        return Err(no_data());
     }
-    let directory = DataDirectory::look_at(root)?;
-    let (journal, checkpoints) = (directory.journal(), directory.checkpoints());
-    let found = look(&journal, &checkpoints)?;
-    let damage = describe(&found, &journal, &checkpoints)?;
-    let lost = lost_records(&found, &journal);
-    let files = file_problems(&directory, &found.state);
-    let is_torn = recovery::begins_record(&journal, found.layout, found.survey.end)
-        .map_err(|error| DataError::Io(journal.clone(), error))?;
+    let directory = DataDirectory::look_at_on(disk, root)?;
+    let mut survey = Survey::of(&directory.journal(), &directory.checkpoints())?.ok_or_else(no_data)?;
+    let findings = Findings::of(&directory, &survey);
+    let is_damaged = !survey.damage.is_empty() || findings.are_any();
     let mut kept = None;
-    let mut found = found;
-    if repair && !(damage.is_empty() && lost.is_empty() && files.is_empty()) {
-        let mut put = put_right(&found, &lost, &journal, &checkpoints)?;
-        // What listed them may be among what is dropped, and the next start removes what nothing lists.
-        let (store, aside) = (FileStore::new(directory.files()), directory.lost_files());
-        let damaged: BTreeSet<FileId> = files.iter().map(|problem| problem.file).collect();
-        let is_good = |file| found.state.file(file).is_some() && !damaged.contains(&file);
-        let moved = store.put_aside(&aside, is_good);
-        if moved.map_err(|error| DataError::Io(aside.clone(), error))? > 0 {
-            put.push(aside);
+    if repair && is_damaged {
+        let damage = std::mem::take(&mut survey.damage);
+        kept = Some(put_right(&directory, survey, &damage, &findings, now)?);
+        survey = Survey::of(&directory.journal(), &directory.checkpoints())?.ok_or_else(no_data)?;
+        let again = Findings::of(&directory, &survey);
+        let left = survey.damage.first().map(ToString::to_string);
+        if let Some(left) = left.or_else(|| again.first()) {
+            return Err(CheckError::NotRepaired(left));
         }
-        // The rest is done as a server does it.
-        drop(directory);
-        let changes = lost.iter().map(Lost::change);
-        let of_files = files.iter().map(|problem| Change::FileLost { file: problem.file });
-        make_changes(root, &changes.chain(of_files).collect::<Vec<_>>())?;
-        found = look(&journal, &checkpoints)?;
-        kept = Some(put);
+        survey.damage = damage;
     }
-    let Found { segments, checkpoint, survey, state, .. } = found;
-    let changes = survey.changes;
-    Ok(Report { root: root.to_owned(), segments, checkpoint, changes, is_torn, state, damage, lost, files, kept })
+    let Survey { segments, checkpoint, changes, is_torn, state, damage, .. } = survey;
+    let Findings { contradiction, lost, files } = findings;
+    let root = root.to_owned();
+    Ok(Report { root, segments, checkpoint, changes, is_torn, state, damage, contradiction, lost, files, kept })
 }
 
-fn look(journal: &Path, checkpoints: &Path) -> Result<Found, DataError> {
-    let segments = segment::list(journal).map_err(|error| DataError::Io(journal.to_owned(), error))?;
-    let other_version = |segment: &u64| Some((*segment, segment::other_version(journal, *segment)?));
-    if let Some((segment, version)) = segments.iter().find_map(other_version) {
-        return Err(DataError::OtherVersion(Layout::path(journal, segment), version));
-    }
-    let newest = match checkpoint::list(checkpoints) {
-        Err(error) if error.kind() == ErrorKind::NotFound => None,
-        listed => listed.map_err(|error| DataError::Io(checkpoints.to_owned(), error))?.pop_last(),
-    };
-    let of_checkpoint = match newest {
-        None => None,
-        Some(number) => Some(match checkpoint::header(checkpoints, number) {
-            // It stands in the file once more.
-            Err(DataError::Damaged(..)) => {
-                checkpoint::salvage(checkpoints, number, |_| {}).map(|salvage| (salvage.layout, salvage.span.lsn))?
-            }
-            header => header?,
-        }),
-    };
-    let mut layout = of_checkpoint.map(|(layout, _)| layout);
-    let mut broken = BTreeMap::new();
-    for number in &segments {
-        let path = Layout::path(journal, *number);
-        match segment::header_of(journal, *number).map_err(|error| DataError::Io(path.clone(), error))? {
-            Some(found) if *layout.get_or_insert(found) == found => {}
-            Some(_) => return Err(DataError::Foreign(path)),
-            None => drop(broken.insert(*number, "the header of a segment")),
-        }
-    }
-    let layout = layout.ok_or_else(|| DataError::Foreign(Layout::path(journal, 1)))?;
-    let from = of_checkpoint.map_or(layout.first(), |(_, lsn)| lsn);
-    for number in &segments {
-        if segment::cut_short(journal, layout, *number).is_some() {
-            broken.insert(*number, "a segment that has not its size");
-        }
-    }
-    // Behind a checkpoint at the very end of a segment there need not be another.
-    let first = layout.segment(from);
-    let is_end = layout.start(first) == from && segments.range(first..).next().is_none();
-    let last = segments.last().copied().unwrap_or(first).max(first);
-    let missing = (first..=last).filter(|number| !is_end && !segments.contains(number));
-    broken.extend(missing.map(|number| (number, "a segment that is missing")));
-    let mut state = State::new(layout.segment_bytes);
-    let (mut checkpoint, mut salvaged, mut from, mut until) = (None, None, from, None);
-    if let Some(number) = newest {
-        match checkpoint::read(checkpoints, number, |item| state.restore(item)) {
-            Ok((_, read)) => (checkpoint, until) = (Some(read), read.span.until),
-            Err(DataError::Damaged(..)) => {
-                state = State::new(layout.segment_bytes);
-                let salvage = checkpoint::salvage(checkpoints, number, |item| state.restore(item))?;
-                until = salvage.span.until;
-                // With the whole of the journal nothing of it is needed.
-                if broken.is_empty() && (1..=last).all(|number| segments.contains(&number)) {
-                    state = State::new(layout.segment_bytes);
-                    (from, until) = (layout.first(), Some(until.unwrap_or(salvage.span.lsn)));
-                }
-                checkpoint = Some(Checkpoint { number, span: salvage.span, bytes: 0 });
-                salvaged = Some(salvage);
-            }
-            Err(error) => return Err(error),
-        }
-    }
-    let until = until.unwrap_or(from);
-    let missing = last + 1..layout.segment(Lsn(until.0.saturating_sub(1))) + 1;
-    broken.extend(missing.map(|number| (number, "a segment that is missing")));
-    let survey = salvage::survey(journal, layout, &segments, from..until, |change, place| state.apply(change, place))?;
-    state.take_freed_files();
-    let is_whole_journal = from == layout.first();
-    Ok(Found { is_whole_journal, layout, segments, broken, checkpoint, salvage: salvaged, survey, state })
+/// What is wrong beside what a survey finds.
+struct Findings {
+    contradiction: Option<String>,
+    lost: Vec<Lost>,
+    files: Vec<FileProblem>,
 }
 
-/// Everything that is damaged in the journal and its checkpoint.
-fn describe(found: &Found, journal: &Path, checkpoints: &Path) -> Result<Vec<Damage>, DataError> {
-    let mut damage = Vec::new();
-    if let (Some(salvage), Some(checkpoint)) = (&found.salvage, &found.checkpoint) {
-        let path = checkpoint::path(checkpoints, checkpoint.number);
-        damage.extend(salvage.damage.iter().map(|(range, what)| Damage {
-            path: path.clone(),
-            byte: range.start,
-            bytes: range.end - range.start,
-            what: what.clone(),
-        }));
+impl Findings {
+    fn of(directory: &DataDirectory, survey: &Survey) -> Self {
+        Self {
+            contradiction: survey.state.check_invariants().err(),
+            lost: lost_records(survey, &directory.journal()),
+            files: file_problems(directory, &survey.state),
+        }
     }
-    for (segment, what) in &found.broken {
-        let path = Layout::path(journal, *segment);
-        damage.push(Damage { path, byte: 0, bytes: 0, what: (*what).to_owned() });
+
+    fn are_any(&self) -> bool {
+        self.contradiction.is_some() || !self.lost.is_empty() || !self.files.is_empty()
     }
-    for range in &found.survey.damage {
-        let described = salvage::describe(journal, found.layout, range);
-        damage.extend(described.map_err(|error| DataError::Io(journal.to_owned(), error))?);
+
+    fn first(&self) -> Option<String> {
+        let lost = self.lost.first().map(|lost| format!("{} byte {}", lost.path.display(), lost.byte));
+        let file = self.files.first().map(|problem| problem.path.display().to_string());
+        self.contradiction.clone().or(lost).or(file)
     }
-    Ok(damage)
 }
 
 /// Reads every message that waits, and every small file.
-fn lost_records(found: &Found, journal: &Path) -> Vec<Lost> {
+fn lost_records(found: &Survey, journal: &Directory) -> Vec<Lost> {
     let state = &found.state;
     let mut needed: Vec<(Place, Needed)> = Vec::new();
     for (user, mailbox) in state.mailboxes() {
-        let message = |entry: &Entry| {
+        let message = |entry: &Message| {
             let (id, sent) = (entry.id(mailbox.last_id()), entry.sent());
             (entry.place(), Needed::Message { user, id, sent })
         };
@@ -287,7 +206,7 @@ fn lost_records(found: &Found, journal: &Path) -> Vec<Lost> {
         Kept::Apart { .. } => None,
     }));
     needed.sort_by_key(|(place, _)| *place);
-    let mut reader = Texts::new(journal.to_owned(), found.layout);
+    let mut reader = Texts::new(journal.clone(), found.layout);
     let mut lost = Vec::new();
     let mut needed = needed.into_iter();
     loop {
@@ -305,7 +224,7 @@ fn lost_records(found: &Found, journal: &Path) -> Vec<Lost> {
                         state.file(file).map(|stored| format!("{} from {}", stored.name, of(stored.from)))
                     }
                 };
-                let path = Layout::path(journal, found.layout.segment(place.lsn));
+                let path = journal.join(&Layout::name(found.layout.segment(place.lsn)));
                 let byte = found.layout.offset(place.lsn);
                 lost.push(Lost { what, name: name.unwrap_or_default(), path, byte });
             }
@@ -319,7 +238,7 @@ fn file_problems(directory: &DataDirectory, state: &State) -> Vec<FileProblem> {
     let problem = |(file, stored): (FileId, &StoredFile)| {
         let Kept::Apart { sum } = stored.kept else { return None };
         let (path, bytes) = (store.place(file), stored.bytes);
-        let found = match files::sum(&path) {
+        let found = match store.sum(file) {
             Err(error) if error.kind() == ErrorKind::NotFound => FileFound::Missing,
             Err(error) => FileFound::Unreadable(error),
             Ok((found, _)) if found != bytes => FileFound::Size(found),
@@ -334,82 +253,124 @@ fn file_problems(directory: &DataDirectory, state: &State) -> Vec<FileProblem> {
     files
 }
 
-/// Replaces damaged files by what is good of them.
-fn put_right(found: &Found, lost: &[Lost], journal: &Path, checkpoints: &Path) -> Result<Vec<PathBuf>, DataError> {
-    let mut kept = salvage::repair(journal, found.layout, &found.survey.damage, found.broken.keys().copied())?;
-    // Those that only such records are lost of stay as they are for now, and go when nothing else is in them.
-    let with_lost: BTreeSet<&PathBuf> = lost.iter().map(|record| &record.path).collect();
-    for path in with_lost.into_iter().filter(|path| path.exists()) {
-        if !kept.iter().any(|kept| kept.file_stem() == path.file_name()) {
-            kept.push(salvage::keep(path).map_err(|error| DataError::Io(path.clone(), error))?);
-        }
+/// Makes a state of what is good, puts a checkpoint of it behind everything, and makes sure that a server starts from it. Says
+/// where what was damaged is kept.
+fn put_right(
+    directory: &DataDirectory,
+    mut survey: Survey,
+    damage: &[Damage],
+    findings: &Findings,
+    now: u64,
+) -> Result<Vec<PathBuf>, DataError> {
+    let (journal, checkpoints) = (directory.journal(), directory.checkpoints());
+    let failed = |directory: &Directory| {
+        let path = directory.path().to_owned();
+        move |error| DataError::Io(path, error)
+    };
+    let mut kept = keep_damaged(&survey, damage, findings, &journal, &checkpoints)?;
+    mend_segments(&survey, &journal).map_err(failed(&journal))?;
+
+    let end = survey.end;
+    let place = Place { lsn: end, bytes: 0 };
+    for lost in &findings.lost {
+        survey.state.apply(&lost.change(), place);
     }
-    if let (Some(_), Some(Checkpoint { number, span, .. })) = (&found.salvage, found.checkpoint) {
-        let path = checkpoint::path(checkpoints, number);
-        if found.is_whole_journal {
-            kept.push(salvage::keep(&path).map_err(|error| DataError::Io(path.clone(), error))?);
-            segment::remove(&path)
-                .and_then(|()| data::sync(checkpoints))
-                .map_err(|error| DataError::Io(path, error))?;
-            return Ok(kept);
+    for problem in &findings.files {
+        survey.state.apply(&Change::FileLost { file: problem.file }, place);
+    }
+    // The numbers of what is on the disk have been given, whoever knows of it.
+    let store = FileStore::new(directory.files());
+    let highest = store.highest().map_err(failed(&directory.files()))?;
+    survey.state.skip_files_to(highest);
+    survey.state.skip_numbers(survey.skipped);
+
+    // What nothing lists the next start would remove. It is moved before that is so.
+    let aside = directory.lost_files();
+    let damaged: BTreeSet<FileId> = findings.files.iter().map(|problem| problem.file).collect();
+    let is_good = |file| survey.state.file(file).is_some() && !damaged.contains(&file);
+    if store.put_aside(&aside, is_good).map_err(failed(&aside))? > 0 {
+        kept.push(aside.path().to_owned());
+    }
+
+    if survey.version < crate::segment::VERSION {
+        crate::takeover::take_over(directory, &mut survey, now)?;
+    } else {
+        recovery::begin_anew(&checkpoints, &mut survey)?;
+    }
+    // The rest is done as a server does it.
+    let start = Start { access: Access::Buffered, segment_bytes: Limits::default().segment_bytes, salt: 0, now };
+    recovery::recover(directory, start)?;
+    Ok(kept)
+}
+
+/// Gives every file that is damaged a second name, under which it stays as it is.
+fn keep_damaged(
+    survey: &Survey,
+    damage: &[Damage],
+    findings: &Findings,
+    journal: &Directory,
+    checkpoints: &Directory,
+) -> Result<Vec<PathBuf>, DataError> {
+    let in_use = damage.iter().map(|damage| &damage.path).chain(findings.lost.iter().map(|lost| &lost.path));
+    let mut paths: BTreeSet<PathBuf> = in_use.cloned().collect();
+    let is_of = |directory: &Directory| paths.iter().any(|path| path.parent() == Some(directory.path()));
+    if is_of(checkpoints) || survey.is_checkpoint_missing() {
+        // Nobody knows what else was needed of the journal.
+        paths.extend(survey.segments.iter().map(|segment| journal.join(&Layout::name(*segment))));
+    }
+    let mut kept = Vec::new();
+    for directory in [journal, checkpoints] {
+        let failed = |error| DataError::Io(directory.path().to_owned(), error);
+        for Entry { name, .. } in directory.list().map_err(failed)? {
+            if paths.contains(&directory.join(&name)) {
+                let second = (1..).map(|number| format!("{name}.damaged-{number}")).find(|name| !directory.has(name));
+                let second = second.unwrap_or_default();
+                directory.link_or_copy_into(&name, directory, &second).map_err(failed)?;
+                kept.push(directory.join(&second));
+            }
         }
-        let mut items = Vec::new();
-        checkpoint::salvage(checkpoints, number, |item| items.push(encoded(item)))?;
-        kept.push(salvage::keep(&path).map_err(|error| DataError::Io(path.clone(), error))?);
-        let written = checkpoint::write(
-            checkpoints,
-            found.layout,
-            number,
-            span,
-            items.iter().filter_map(|item| Item::decode(item)),
-        );
-        written.map_err(|error| DataError::Io(path, error))?;
+        directory.sync().map_err(failed)?;
     }
     Ok(kept)
 }
 
-fn encoded(item: &Item<'_>) -> Vec<u8> {
-    let mut encoded = Vec::new();
-    item.encode(&mut encoded);
-    encoded
-}
-
-/// Makes changes as a server does.
-fn make_changes(root: &Path, changes: &[Change<'_>]) -> Result<(), CheckError> {
-    if changes.is_empty() {
-        return Ok(());
-    }
-    let mut store = Store::open(root, Limits::default().segment_bytes, Sync::Always).map_err(CheckError::Store)?;
-    for change in changes {
-        if store.log.must_wait() {
-            store.commit().map_err(CheckError::Work)?;
+/// Gives segments their headers and their sizes again, as far as they are there. Which records of them are good has been
+/// found out.
+fn mend_segments(survey: &Survey, journal: &Directory) -> io::Result<()> {
+    for (segment, broken) in &survey.broken {
+        if *broken == Broken::Missing {
+            continue;
         }
-        if store.log.append(change, Need::Less).is_err() {
-            let full = ErrorKind::StorageFull.into();
-            return Err(CheckError::Work(WorkError::Journal(store.directory.journal(), full)));
-        }
+        let name = Layout::name(*segment);
+        let mut bytes = journal.read(&name)?;
+        bytes.resize(BLOCK_BYTES + usize::try_from(survey.layout.segment_bytes).unwrap_or(usize::MAX), 0);
+        bytes[..BLOCK_BYTES].copy_from_slice(&survey.layout.header(*segment));
+        journal.replace(&name, &bytes)?;
     }
-    store.commit().map_err(CheckError::Work)?;
-    let closed = store.disk.journal.close();
-    closed.map_err(|error| CheckError::Work(WorkError::Journal(store.directory.journal(), error)))
+    Ok(())
 }
 
 impl Report {
     /// True when nothing is wrong that was not repaired.
     #[must_use]
     pub fn is_good(&self) -> bool {
-        self.kept.is_some() || (self.damage.is_empty() && self.lost.is_empty() && self.files.is_empty())
+        let is_whole = self.damage.is_empty() && self.lost.is_empty() && self.files.is_empty();
+        self.kept.is_some() || (is_whole && self.contradiction.is_none())
     }
 }
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { root, segments, checkpoint, changes, is_torn, state, damage, lost, files, kept } = self;
+        let Self { root, segments, checkpoint, changes, is_torn, state, damage, contradiction, lost, files, kept } =
+            self;
         let checkpoint = checkpoint.map_or("no checkpoint".to_owned(), |known| format!("checkpoint {}", known.number));
         writeln!(f, "{}: {checkpoint}, {changes} changes behind it, {} segments", root.display(), segments.len())?;
         let word = if kept.is_some() { "dropped" } else { "damaged" };
         for damage in damage {
             writeln!(f, "{word}: {damage}")?;
+        }
+        if let Some(contradiction) = contradiction {
+            writeln!(f, "{word}: what does not agree with itself: {contradiction}")?;
         }
         for Lost { what, name, path, byte } in lost {
             write!(f, "{word}: {} byte {byte}: ", path.display())?;

@@ -3,28 +3,26 @@
 //! A file opens with 44 bytes: `kurirchk`, the version (4 bytes), the journal's salt (4) and segment size (8), the
 //! checkpoint's number (8), the position up to which it holds the journal (8), and the CRC-32C of these (4). Records
 //! follow, framed as in the journal; their positions count from the start of the file, and their bodies are encoded
-//! [`Item`]s, of which the last is [`Item::End`]. Behind them the first 44 bytes stand once more: without them a repair
-//! could do nothing with the rest.
+//! [`Item`]s, of which the first is [`Item::Counters`] and the last [`Item::End`]. Behind them the first 44 bytes stand once
+//! more. What nothing else can tell stands twice: the position and the counters in the first and in the last item too.
 //!
-//! Mailboxes are written while they go on changing: what had been sent before the position and still waited when its turn
-//! came, where it stood then. So a checkpoint is of use only with the journal up to where that ended; see [`Span`].
+//! A checkpoint is written while the state goes on changing: see [`crate::state`], and [`Span`] for what that needs of the
+//! journal.
 
 use std::collections::BTreeSet;
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Seek, SeekFrom};
+use std::io::{self, Read};
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
 
 use tracing::warn;
 
 use crate::aligned::{AlignedBuffer, BLOCK_BYTES};
 use crate::change::Lsn;
-use crate::data::{self, DataError};
+use crate::data::DataError;
+use crate::disk::{Directory, FileRef, Mode, Reader, is_direct_refused, read_full_at, write_all_at};
 use crate::field::{Fields, Put};
 use crate::record::{self, BODY_BYTES_MAX, RECORD_BYTES_MIN, Records};
-use crate::segment::{self, Access, Layout, VERSION, remove};
-use crate::snapshot::Item;
+use crate::segment::{Layout, VERSION, VERSION_MIN};
+use crate::snapshot::{Counters, Item};
 
 const MAGIC: &[u8; 8] = b"kurirchk";
 const HEADER_BYTES: usize = 8 + 4 + 4 + 8 + 8 + 8 + 4;
@@ -44,7 +42,7 @@ pub struct Checkpoint {
 }
 
 /// What a checkpoint holds of its journal.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Span {
     /// All that the journal says before this.
     pub lsn: Lsn,
@@ -53,50 +51,47 @@ pub struct Span {
     pub until: Option<Lsn>,
 }
 
-/// The path of a checkpoint.
+/// What the file of a checkpoint is called.
 #[must_use]
-pub fn path(directory: &Path, number: u64) -> PathBuf {
-    directory.join(format!("{number:010}"))
+pub fn name(number: u64) -> String {
+    format!("{number:010}")
 }
 
 /// The numbers of the checkpoints in `directory`, by their names.
 ///
 /// # Errors
 /// What the disk said.
-pub fn list(directory: &Path) -> io::Result<BTreeSet<u64>> {
-    let mut numbers = BTreeSet::new();
-    for entry in fs::read_dir(directory)? {
-        let name = entry?.file_name();
-        numbers.extend(name.to_str().and_then(|name| name.parse::<u64>().ok()));
-    }
-    Ok(numbers)
+pub fn list(directory: &Directory) -> io::Result<BTreeSet<u64>> {
+    Ok(directory.list()?.iter().filter_map(|entry| entry.name.parse::<u64>().ok()).collect())
 }
 
-/// Writes a checkpoint of these items. It is there whole, and durable, or not at all.
+/// Writes a checkpoint of these items between the counters and the end. It is there whole, and durable, or not at all.
 ///
 /// # Errors
 /// What the disk said.
-pub fn write<'a>(
-    directory: &Path,
+pub fn write(
+    directory: &Directory,
     layout: Layout,
     number: u64,
-    span: Span,
-    items: impl IntoIterator<Item = Item<'a>>,
+    (counters, until): (Counters, Lsn),
+    items: impl FnOnce(&mut dyn FnMut(&Item<'_>)),
 ) -> io::Result<Checkpoint> {
     let mut draft = Draft::begin(directory, number)?;
     let mut block = Vec::new();
-    let mut framing = Framing::begin(layout, number, span.lsn, &mut block);
-    for item in items {
-        framing.put(&item, &mut block);
-        if block.len() >= WRITE_BYTES {
-            draft.write(&block)?;
+    let mut framing = Framing::begin(layout, number, counters, &mut block);
+    let mut written = Ok(());
+    items(&mut |item| {
+        framing.put(item, &mut block);
+        if block.len() >= WRITE_BYTES && written.is_ok() {
+            written = draft.write(&block);
             block.clear();
         }
-    }
-    let bytes = framing.end(span.until, &mut block).ok_or_else(too_long)?;
+    });
+    written?;
+    let bytes = framing.end(until, &mut block).ok_or_else(too_long)?;
     draft.write(&block)?;
     draft.finish()?;
-    Ok(Checkpoint { number, span, bytes })
+    Ok(Checkpoint { number, span: Span { lsn: counters.lsn, until: Some(until) }, bytes })
 }
 
 /// A list of the state is longer than a record may be.
@@ -110,6 +105,7 @@ pub fn too_long() -> io::Error {
 pub struct Framing {
     salt: u32,
     header: Vec<u8>,
+    counters: Counters,
     /// Where the next item stands in the file.
     at: Lsn,
     items: u64,
@@ -117,19 +113,28 @@ pub struct Framing {
 }
 
 impl Framing {
-    /// Begins with the header, which is appended to `out`.
+    /// Begins with the header and the counters, which are appended to `out`.
     #[must_use]
-    pub fn begin(layout: Layout, number: u64, lsn: Lsn, out: &mut Vec<u8>) -> Self {
+    pub fn begin(layout: Layout, number: u64, counters: Counters, out: &mut Vec<u8>) -> Self {
         let mut header = MAGIC.to_vec();
         VERSION.put(&mut header);
         layout.salt.put(&mut header);
         layout.segment_bytes.put(&mut header);
         number.put(&mut header);
-        lsn.put(&mut header);
+        counters.lsn.put(&mut header);
         let sum = crc32c::crc32c(&header);
         sum.put(&mut header);
         out.extend_from_slice(&header);
-        Self { salt: layout.salt, header, at: Lsn(HEADER_BYTES as u64), items: 0, is_too_long: false }
+        let at = Lsn(HEADER_BYTES as u64);
+        let mut framing = Self { salt: layout.salt, header, counters, at, items: 0, is_too_long: false };
+        framing.put(&Item::Counters(counters), out);
+        framing
+    }
+
+    /// Where in the journal the checkpoint stands.
+    #[must_use]
+    pub fn lsn(&self) -> Lsn {
+        self.counters.lsn
     }
 
     /// Appends an item to `out`.
@@ -144,8 +149,8 @@ impl Framing {
     /// Appends what stands behind the last item, and says how many bytes there are in all; none if an item is so long that it
     /// could not be read again.
     #[must_use]
-    pub fn end(&mut self, until: Option<Lsn>, out: &mut Vec<u8>) -> Option<u64> {
-        self.put(&Item::End { items: self.items, until }, out);
+    pub fn end(&mut self, until: Lsn, out: &mut Vec<u8>) -> Option<u64> {
+        self.put(&Item::End { items: self.items, until: Some(until), counters: Some(self.counters) }, out);
         out.extend_from_slice(&self.header);
         (!self.is_too_long).then_some(self.at.0 + HEADER_BYTES as u64)
     }
@@ -156,13 +161,13 @@ impl Framing {
 /// It is written past the page cache where the file system allows that: nobody reads it before the next start.
 #[derive(Debug)]
 pub struct Draft {
-    file: File,
-    access: Access,
+    file: FileRef,
+    is_direct: bool,
     /// What comes next, and is not a whole piece yet.
     piece: AlignedBuffer,
     filled: usize,
     written: u64,
-    directory: PathBuf,
+    directory: Directory,
     number: u64,
 }
 
@@ -171,20 +176,18 @@ impl Draft {
     ///
     /// # Errors
     /// What the disk said.
-    pub fn begin(directory: &Path, number: u64) -> io::Result<Self> {
-        let path = Self::path(directory, number);
-        let (file, access) = match segment::create(&path, Access::Direct) {
-            Err(error) if segment::is_direct_refused(&error) => {
-                (segment::create(&path, Access::Buffered)?, Access::Buffered)
-            }
-            created => (created?, Access::Direct),
+    pub fn begin(directory: &Directory, number: u64) -> io::Result<Self> {
+        let name = Self::name(number);
+        let (file, is_direct) = match directory.open(&name, Mode::CreateDirect) {
+            Err(error) if is_direct_refused(&error) => (directory.open(&name, Mode::Create)?, false),
+            created => (created?, true),
         };
         let piece = AlignedBuffer::new(WRITE_BYTES);
-        Ok(Self { file, access, piece, filled: 0, written: 0, directory: directory.to_owned(), number })
+        Ok(Self { file, is_direct, piece, filled: 0, written: 0, directory: directory.clone(), number })
     }
 
-    fn path(directory: &Path, number: u64) -> PathBuf {
-        path(directory, number).with_extension("tmp")
+    fn name(number: u64) -> String {
+        format!("{}.tmp", name(number))
     }
 
     /// Its number.
@@ -215,17 +218,16 @@ impl Draft {
         let end = self.filled.next_multiple_of(BLOCK_BYTES);
         self.piece.bytes_mut()[self.filled..end].fill(0);
         let piece = &self.piece.bytes()[..end];
-        match self.file.write_all_at(piece, self.written) {
+        match write_all_at(&*self.file, piece, self.written) {
             // Some file systems say so only now.
-            Err(error) if self.access == Access::Direct && segment::is_direct_refused(&error) => {
-                self.access = Access::Buffered;
-                let path = Self::path(&self.directory, self.number);
-                self.file = OpenOptions::new().write(true).open(path)?;
-                self.file.write_all_at(piece, self.written)?;
+            Err(error) if self.is_direct && is_direct_refused(&error) => {
+                self.is_direct = false;
+                self.file = self.directory.open(&Self::name(self.number), Mode::Write)?;
+                write_all_at(&*self.file, piece, self.written)?;
             }
             written => written?,
         }
-        if self.access != Access::Direct {
+        if !self.is_direct {
             self.file.sync_data()?;
         }
         self.written += std::mem::take(&mut self.filled) as u64;
@@ -240,133 +242,177 @@ impl Draft {
         self.flush()?;
         self.file.set_len(self.written)?;
         self.file.sync_all()?;
-        fs::rename(Self::path(&self.directory, self.number), path(&self.directory, self.number))?;
-        data::sync(&self.directory)
+        self.directory.rename(&Self::name(self.number), &name(self.number))?;
+        self.directory.sync()
     }
 }
 
 impl Drop for Draft {
     fn drop(&mut self) {
-        if let Err(error) = remove(&Self::path(&self.directory, self.number)) {
+        if let Err(error) = self.directory.remove(&Self::name(self.number)) {
             warn!(%error, "what there is of a checkpoint could not be removed; the next start does it");
         }
     }
 }
 
-/// The layout of the journal that checkpoint `number` belongs to, and the position up to which it holds it.
-///
-/// # Errors
-/// [`DataError`]
-pub fn header(directory: &Path, number: u64) -> Result<(Layout, Lsn), DataError> {
-    let path = path(directory, number);
-    let failed = |error| DataError::Io(path.clone(), error);
-    let mut file = File::open(&path).map_err(failed)?;
-    let mut read_at = |from: SeekFrom| {
-        let mut header = Vec::new();
-        file.seek(from)?;
-        Read::by_ref(&mut file).take(HEADER_BYTES as u64).read_to_end(&mut header)?;
-        Ok(read_header(&header).filter(|(_, found, _)| *found == number))
-    };
-    let first = read_at(SeekFrom::Start(0)).map_err(failed)?;
-    if let Some((layout, _, lsn)) = first {
-        return Ok((layout, lsn));
+/// What a checkpoint begins and ends with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Header {
+    version: u32,
+    layout: Layout,
+    number: u64,
+    lsn: Lsn,
+}
+
+impl Header {
+    fn read(bytes: &[u8]) -> Option<Self> {
+        let sum = crc32c::crc32c(bytes.get(..HEADER_BYTES - 4)?);
+        let mut fields = Fields(bytes);
+        let is_ours = fields.bytes(MAGIC.len())? == MAGIC;
+        let (version, salt, segment_bytes) = (fields.take()?, fields.take()?, fields.take()?);
+        let (number, lsn) = (fields.take()?, fields.take()?);
+        let is_whole = fields.take::<u32>()? == sum;
+        let layout = Layout { salt, segment_bytes };
+        (is_ours && is_whole && layout.is_sane()).then_some(Self { version, layout, number, lsn })
     }
-    let second = read_at(SeekFrom::End(-(HEADER_BYTES as i64))).ok().flatten();
-    Err(if second.is_some() { DataError::Damaged(path, 0) } else { DataError::Foreign(path) })
 }
 
-/// Reads checkpoint `number` and shows its items.
-///
-/// # Errors
-/// [`DataError`]
-pub fn read(directory: &Path, number: u64, mut show: impl FnMut(&Item<'_>)) -> Result<(Layout, Checkpoint), DataError> {
-    let path = path(directory, number);
-    let failed = |error| DataError::Io(path.clone(), error);
-    let (layout, lsn) = header(directory, number)?;
-    let mut file = File::open(&path).map_err(failed)?;
-    file.seek(SeekFrom::Start(HEADER_BYTES as u64)).map_err(failed)?;
-    let mut records = Records::new(file, layout.salt, Lsn(HEADER_BYTES as u64));
-    let mut count = 0;
-    while let Some((place, body)) = records.read().map_err(failed)? {
-        match Item::decode(body) {
-            // Whatever might follow is not part of it.
-            Some(Item::End { items, until }) if items == count => {
-                let bytes = place.end().0 + HEADER_BYTES as u64;
-                let span = Span { lsn, until };
-                return check_trailer(&path, bytes).map(|()| (layout, Checkpoint { number, span, bytes }));
-            }
-            Some(item) => show(&item),
-            None => return Err(DataError::Foreign(path)),
-        }
-        count += 1;
-    }
-    Err(DataError::Damaged(path, records.at().0))
-}
-
-/// Makes sure that the file ends with its beginning.
-fn check_trailer(path: &Path, bytes: u64) -> Result<(), DataError> {
-    let failed = |error| DataError::Io(path.to_owned(), error);
-    let mut file = File::open(path).map_err(failed)?;
-    let (mut first, mut last) = (Vec::new(), Vec::new());
-    Read::by_ref(&mut file).take(HEADER_BYTES as u64).read_to_end(&mut first).map_err(failed)?;
-    file.seek(SeekFrom::Start(bytes - HEADER_BYTES as u64)).map_err(failed)?;
-    file.read_to_end(&mut last).map_err(failed)?;
-    if first == last { Ok(()) } else { Err(DataError::Damaged(path.to_owned(), bytes - HEADER_BYTES as u64)) }
-}
-
-/// What can be read of a damaged checkpoint.
+/// What was read of a checkpoint.
 #[derive(Debug)]
-pub struct Salvage {
+pub struct Reading {
+    /// Of its format.
+    pub version: u32,
     /// The journal's layout.
     pub layout: Layout,
-    /// What it holds of the journal.
-    pub span: Span,
+    /// The checkpoint. Where its position is lost, that is zero.
+    pub checkpoint: Checkpoint,
+    /// Nothing says what the numbers were that come next.
+    pub are_counters_lost: bool,
     /// The bytes that cannot be read, and what they may have been.
     pub damage: Vec<(Range<u64>, String)>,
 }
 
-/// Shows every item of checkpoint `number` that is whole.
+/// Reads checkpoint `number`, damaged or not, and shows the items that are whole. The journal's layout is that of `journal`
+/// where nothing else of the file tells it.
 ///
 /// # Errors
-/// [`DataError`], but not for damage behind the header.
-pub fn salvage(directory: &Path, number: u64, mut show: impl FnMut(&Item<'_>)) -> Result<Salvage, DataError> {
-    let path = path(directory, number);
-    let bytes = fs::read(&path).map_err(|error| DataError::Io(path.clone(), error))?;
-    let (first, records) = bytes.split_at(HEADER_BYTES.min(bytes.len()));
-    let last = records.len().saturating_sub(HEADER_BYTES);
-    let [first, last] = [first, &records[last..]].map(|header| read_header(header).filter(|found| found.1 == number));
-    let (layout, _, lsn) = first.or(last).ok_or(DataError::Foreign(path))?;
-    let header_range = 0..HEADER_BYTES as u64;
-    let mut damage: Vec<(Range<u64>, String)> =
-        first.is_none().then(|| (header_range, "the beginning of a checkpoint".to_owned())).into_iter().collect();
-    let bytes = &bytes[..bytes.len() - if last.is_some() { HEADER_BYTES } else { 0 }];
-    let (mut at, mut is_ended, mut span) = (HEADER_BYTES, false, Span { lsn, until: None });
-    while at < bytes.len() {
-        let Some(body) = record::body_at(&bytes[at..], layout.salt, Lsn(at as u64)) else {
+/// [`DataError`], but not for damage.
+pub fn read(
+    directory: &Directory,
+    number: u64,
+    journal: Option<Layout>,
+    show: &mut dyn FnMut(&Item<'_>),
+) -> Result<Reading, DataError> {
+    let failed = |error| DataError::Io(directory.join(&name(number)), error);
+    let file = directory.open(&name(number), Mode::Read).map_err(failed)?;
+    let bytes = file.bytes().map_err(failed)?;
+    let header_at = |at: Option<u64>| -> Result<(Vec<u8>, Option<Header>), DataError> {
+        let mut header = vec![0; HEADER_BYTES];
+        let count = at.map_or(Ok(0), |at| read_full_at(&*file, &mut header, at)).map_err(failed)?;
+        header.truncate(count);
+        let read = Header::read(&header).filter(|header| header.number == number);
+        Ok((header, read))
+    };
+    let (first, last) = (header_at(Some(0))?, header_at(bytes.checked_sub(HEADER_BYTES as u64))?);
+    let known = first.1.or(last.1);
+    if let Some(other) = known.filter(|known| !(VERSION_MIN..=VERSION).contains(&known.version)) {
+        return Err(DataError::OtherVersion(directory.join(&name(number)), other.version));
+    }
+    let layout = known.map(|known| known.layout).or(journal);
+    let layout = layout.ok_or_else(|| DataError::Foreign(directory.join(&name(number))))?;
+    let mut damage = Vec::new();
+    if first.1.is_none() {
+        damage.push((0..HEADER_BYTES as u64, "the beginning of a checkpoint".to_owned()));
+    }
+    let mut body = Body { layout, counters: None, is_ended: false, items: 0, until: None, damage };
+    let items_end = bytes.saturating_sub(if last.1.is_some() { HEADER_BYTES as u64 } else { 0 });
+    let end = body.read(&file, items_end, show).map_err(failed)?;
+    let is_whole = last.1.is_some() && (first.1.is_none() || first.0 == last.0) && end + HEADER_BYTES as u64 == bytes;
+    if !body.is_ended && body.damage.is_empty() {
+        // Cut off between two records.
+        body.damage.push((end..end, "the end of a checkpoint".to_owned()));
+    } else if !is_whole && body.damage.is_empty() {
+        body.damage.push((end..end, "what stands behind the end of a checkpoint".to_owned()));
+    }
+    let version = known.map_or(VERSION, |known| known.version);
+    let in_items = body.counters.map(|counters| counters.lsn).filter(|lsn| *lsn > Lsn(0));
+    let lsn = known.map(|known| known.lsn).or(in_items).unwrap_or_default();
+    let checkpoint = Checkpoint { number, span: Span { lsn, until: body.until }, bytes };
+    let are_counters_lost = body.counters.is_none();
+    Ok(Reading { version, layout, checkpoint, are_counters_lost, damage: body.damage })
+}
+
+/// The items of a checkpoint, as far as they were read.
+struct Body {
+    layout: Layout,
+    counters: Option<Counters>,
+    is_ended: bool,
+    items: u64,
+    until: Option<Lsn>,
+    damage: Vec<(Range<u64>, String)>,
+}
+
+impl Body {
+    /// Reads all items up to the end of a file's items at `end`, and goes over what cannot be read. Says where they ended.
+    fn read(&mut self, file: &FileRef, end: u64, show: &mut dyn FnMut(&Item<'_>)) -> io::Result<u64> {
+        let start = HEADER_BYTES as u64;
+        let source = Reader::new(FileRef::clone(file), start).take(end.saturating_sub(start));
+        let mut records = Records::new(source, self.layout.salt, Lsn(start));
+        while let Some((place, body)) = records.read()? {
+            self.take(place.lsn.0..place.end().0, body, show);
+            if self.is_ended {
+                // Whatever might follow is not part of it.
+                return Ok(place.end().0);
+            }
+        }
+        let at = records.at().0;
+        if at < end { self.search(file, at, end, show) } else { Ok(at) }
+    }
+
+    /// The same from a record on that cannot be read: the rest is searched for more.
+    fn search(&mut self, file: &FileRef, from: u64, end: u64, show: &mut dyn FnMut(&Item<'_>)) -> io::Result<u64> {
+        let mut bytes = Vec::new();
+        Reader::new(FileRef::clone(file), from).take(end - from).read_to_end(&mut bytes)?;
+        let (salt, mut at) = (self.layout.salt, 0);
+        let lsn = |at: usize| from + at as u64;
+        while at < bytes.len() && !self.is_ended {
+            if let Some(body) = record::body_at(&bytes[at..], salt, Lsn(lsn(at))) {
+                let next = at + record::record_bytes(body.len());
+                self.take(lsn(at)..lsn(next), body, show);
+                at = next;
+                continue;
+            }
             let least = at + RECORD_BYTES_MIN;
             let behind = bytes.get(least..).unwrap_or_default();
-            let next = record::find_next(behind, layout.salt, Lsn(least as u64), behind.len());
+            let next = record::find_next(behind, salt, Lsn(lsn(least)), behind.len());
             let next = next.map_or(bytes.len(), |next| least + next);
             let body = record::claimed_body(&bytes[at..next]).unwrap_or_default();
-            damage.push((at as u64..next as u64, Item::decode(body).map_or(UNKNOWN.to_owned(), |item| say(&item))));
+            let what = Item::decode(body).map_or(UNKNOWN.to_owned(), |item| say(&item));
+            self.damage.push((lsn(at)..lsn(next), what));
             at = next;
-            continue;
-        };
-        let end = at + record::record_bytes(body.len());
-        match Item::decode(body) {
-            Some(Item::End { until, .. }) => (is_ended, span.until) = (true, until),
-            Some(item) => show(&item),
-            None => damage.push((at as u64..end as u64, UNKNOWN.to_owned())),
         }
-        at = end;
+        Ok(lsn(at))
     }
-    if !is_ended && damage.is_empty() {
-        // Cut off between two records.
-        damage.push((at as u64..at as u64, "the end of a checkpoint".to_owned()));
-    } else if last.is_none() && damage.is_empty() {
-        damage.push((at as u64..at as u64, "what stands behind the end of a checkpoint".to_owned()));
+
+    fn take(&mut self, place: Range<u64>, body: &[u8], show: &mut dyn FnMut(&Item<'_>)) {
+        let Some(item) = Item::decode(body) else {
+            self.damage.push((place, UNKNOWN.to_owned()));
+            return;
+        };
+        match item {
+            Item::Counters(counters) => self.counters = Some(counters),
+            Item::End { items, until, counters } => {
+                (self.is_ended, self.until) = (true, until);
+                self.counters = self.counters.or(counters);
+                if items != self.items && self.damage.is_empty() {
+                    self.damage.push((place, UNKNOWN.to_owned()));
+                }
+            }
+            _ => {}
+        }
+        self.items += 1;
+        show(&item);
     }
-    Ok(Salvage { layout, span, damage })
 }
 
 const UNKNOWN: &str = "part of a checkpoint";
@@ -374,7 +420,7 @@ const UNKNOWN: &str = "part of a checkpoint";
 /// What a damaged item seems to be.
 fn say(item: &Item<'_>) -> String {
     match item {
-        Item::Counters { .. } | Item::End { .. } => UNKNOWN.to_owned(),
+        Item::Counters(_) | Item::End { .. } => UNKNOWN.to_owned(),
         Item::User { name, .. } => format!("perhaps the account {name}"),
         Item::Session { .. } => "perhaps a login".to_owned(),
         Item::Group { name, .. } => format!("perhaps the group {name}"),
@@ -384,15 +430,6 @@ fn say(item: &Item<'_>) -> String {
     }
 }
 
-fn read_header(header: &[u8]) -> Option<(Layout, u64, Lsn)> {
-    let sum = crc32c::crc32c(header.get(..HEADER_BYTES - 4)?);
-    let mut fields = Fields(header);
-    let is_ours = fields.bytes(MAGIC.len())? == MAGIC && fields.take::<u32>()? == VERSION;
-    let (salt, segment_bytes, number, lsn) = (fields.take()?, fields.take()?, fields.take()?, fields.take()?);
-    let is_whole = fields.take::<u32>()? == sum;
-    (is_ours && is_whole && segment_bytes > 0).then_some((Layout { salt, segment_bytes }, number, lsn))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -400,92 +437,108 @@ mod tests {
 
     const LAYOUT: Layout = Layout { salt: 7, segment_bytes: 64 * 1024 };
     const USERS: u32 = 5;
-    const SPAN: Span = Span { lsn: Lsn(99), until: Some(Lsn(120)) };
+    const COUNTERS: Counters = Counters { lsn: Lsn(99), users: USERS, groups: 0, files: 0, elapsed_ms: 5 };
 
-    fn written(directory: &Path) -> Checkpoint {
-        let names: Vec<String> = (0..USERS).map(|user| format!("user{user}")).collect();
-        let items = names.iter().zip(0..).map(|(name, user)| Item::User {
-            user: UserId(user),
-            name,
-            password_hash: "",
-            last_id: 0,
-            changed: Lsn(0),
-        });
-        write(directory, LAYOUT, 3, SPAN, items).unwrap()
+    fn user(user: u32) -> (UserId, String) {
+        (UserId(user), format!("user{user}"))
     }
 
-    fn users(directory: &Path) -> Result<Vec<u32>, DataError> {
+    fn written(directory: &Directory) -> Checkpoint {
+        let all = |show: &mut dyn FnMut(&Item<'_>)| {
+            for (user, name) in (0..USERS).map(user) {
+                show(&Item::User { user, name: &name, password_hash: "", last_id: 0, through: Lsn(0) });
+            }
+        };
+        write(directory, LAYOUT, 3, (COUNTERS, Lsn(120)), all).unwrap()
+    }
+
+    fn users(directory: &Directory, journal: Option<Layout>) -> Result<(Vec<u32>, Reading), DataError> {
         let mut found = Vec::new();
-        read(directory, 3, |item| {
+        let reading = read(directory, 3, journal, &mut |item| {
             if let Item::User { user, .. } = item {
                 found.push(user.0);
             }
         })?;
-        Ok(found)
+        Ok((found, reading))
+    }
+
+    fn put(directory: &Directory, bytes: &[u8]) {
+        std::fs::write(directory.join(&name(3)), bytes).unwrap();
     }
 
     #[test]
     fn a_draft_of_any_size_has_its_bytes_however_it_is_written() {
-        let directory = tempfile::tempdir().unwrap();
+        let root = tempfile::tempdir().unwrap();
+        let directory = Directory::on_system(root.path());
         let sizes = [1, BLOCK_BYTES - 1, BLOCK_BYTES, BLOCK_BYTES + 1, WRITE_BYTES - 1, WRITE_BYTES, WRITE_BYTES + 1];
         for (number, size) in (1..).zip(sizes.into_iter().chain([3 * WRITE_BYTES - 4097])) {
-            for (access, part) in [(None, size), (None, 10_001), (Some(Access::Buffered), 10_001)] {
+            for (is_buffered, part) in [(false, size), (false, 10_001), (true, 10_001)] {
                 let bytes: Vec<u8> = (1..=251).cycle().take(size).collect();
-                let mut draft = Draft::begin(directory.path(), number).unwrap();
-                if let Some(access) = access {
-                    let path = Draft::path(directory.path(), number);
-                    (draft.file, draft.access) = (segment::create(&path, access).unwrap(), access);
+                let mut draft = Draft::begin(&directory, number).unwrap();
+                if is_buffered {
+                    draft.file = directory.open(&Draft::name(number), Mode::Create).unwrap();
+                    draft.is_direct = false;
                 }
                 for part in bytes.chunks(part) {
                     draft.write(part).unwrap();
                 }
                 draft.finish().unwrap();
-                let found = fs::read(path(directory.path(), number)).unwrap();
-                assert!(found == bytes, "{size} bytes in parts of {part}, {access:?}: {}", found.len());
+                let found = directory.read(&name(number)).unwrap();
+                assert!(found == bytes, "{size} bytes in parts of {part}, {is_buffered}: {}", found.len());
             }
         }
     }
 
     #[test]
     fn what_was_written_is_read_and_any_flipped_bit_or_cut_is_found() {
-        let directory = tempfile::tempdir().unwrap();
-        let checkpoint = written(directory.path());
-        assert_eq!(list(directory.path()).unwrap(), BTreeSet::from([3]));
-        assert_eq!(users(directory.path()).unwrap(), [0, 1, 2, 3, 4]);
-        assert_eq!(read(directory.path(), 3, |_| {}).unwrap(), (LAYOUT, checkpoint));
-        let path = path(directory.path(), 3);
-        let whole = fs::read(&path).unwrap();
+        let root = tempfile::tempdir().unwrap();
+        let directory = &Directory::on_system(root.path());
+        let checkpoint = written(directory);
+        assert_eq!(list(directory).unwrap(), BTreeSet::from([3]));
+        let (found, reading) = users(directory, None).unwrap();
+        assert_eq!(found, [0, 1, 2, 3, 4]);
+        assert!(reading.damage.is_empty() && !reading.are_counters_lost);
+        assert_eq!((reading.layout, reading.checkpoint), (LAYOUT, checkpoint));
+        let whole = directory.read(&name(3)).unwrap();
         assert_eq!(whole.len() as u64, checkpoint.bytes);
         for at in 0..whole.len() {
             let mut flipped = whole.clone();
             flipped[at] ^= 1 << (at % 8);
-            fs::write(&path, &flipped).unwrap();
-            assert!(users(directory.path()).is_err(), "byte {at}");
-            fs::write(&path, &whole[..at]).unwrap();
-            assert!(users(directory.path()).is_err(), "cut at {at}");
-            if at >= HEADER_BYTES {
-                assert!(!salvage(directory.path(), 3, |_| {}).unwrap().damage.is_empty());
-            }
+            put(directory, &flipped);
+            let (_, reading) = users(directory, None).unwrap();
+            assert!(!reading.damage.is_empty(), "byte {at}");
+            let Span { lsn, until } = reading.checkpoint.span;
+            assert_eq!(lsn, checkpoint.span.lsn, "byte {at}");
+            assert!(until.is_none() || until == checkpoint.span.until, "byte {at}");
+            assert!(!reading.are_counters_lost);
+            put(directory, &whole[..at]);
+            let is_found = users(directory, None).is_ok_and(|(_, reading)| !reading.damage.is_empty());
+            assert!(is_found || at < HEADER_BYTES, "cut at {at}");
+            // Something behind it is damage too.
+            put(directory, &[&whole[..], &vec![7; at + 1]].concat());
+            assert!(!users(directory, None).unwrap().1.damage.is_empty(), "longer by {at}");
         }
     }
 
     #[test]
-    fn what_is_whole_of_a_damaged_one_is_found() {
-        let directory = tempfile::tempdir().unwrap();
-        written(directory.path());
-        let path = path(directory.path(), 3);
-        let mut bytes = fs::read(&path).unwrap();
+    fn what_is_whole_of_a_damaged_one_is_found_also_without_both_headers() {
+        let root = tempfile::tempdir().unwrap();
+        let directory = &Directory::on_system(root.path());
+        let checkpoint = written(directory);
+        let mut bytes = directory.read(&name(3)).unwrap();
         let third = memchr::memmem::find(&bytes, b"user2").unwrap();
         bytes[third] ^= 1;
-        fs::write(&path, &bytes).unwrap();
-        let mut found = Vec::new();
-        let salvage = salvage(directory.path(), 3, |item| {
-            if let Item::User { user, .. } = item {
-                found.push(user.0);
-            }
-        });
+        put(directory, &bytes);
+        let (found, reading) = users(directory, None).unwrap();
         assert_eq!(found, [0, 1, 3, 4]);
-        let salvage = salvage.unwrap();
-        assert_eq!((salvage.layout, salvage.span, salvage.damage.len()), (LAYOUT, SPAN, 1));
+        assert_eq!((reading.layout, reading.checkpoint, reading.damage.len()), (LAYOUT, checkpoint, 1));
+        let last = bytes.len() - 9;
+        bytes[9] ^= 1;
+        bytes[last] ^= 1;
+        put(directory, &bytes);
+        assert!(matches!(users(directory, None), Err(DataError::Foreign(_))), "nothing tells the salt");
+        let (found, reading) = users(directory, Some(LAYOUT)).unwrap();
+        assert_eq!(found, [0, 1, 3, 4]);
+        assert_eq!(reading.checkpoint.span, checkpoint.span);
     }
 }

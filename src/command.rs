@@ -69,6 +69,8 @@ pub struct Context<'e> {
     pub is_registration_open: bool,
     /// The time.
     pub now: Clock,
+    /// How long servers have run on this state, in milliseconds.
+    pub elapsed_ms: u64,
     /// The token that this connection used last in this turn.
     pub token: &'e mut LastToken,
     /// Whom the request names as the receiver of a message, if that has been looked up already.
@@ -362,7 +364,8 @@ pub fn store<'e>(context: &'e mut Context<'_>, file: FileId, bytes: u64, sum: u3
     }
     check_size(context.state, context.limits, context.incoming, sent, bytes, bytes)?;
     check_lists(context, sent)?;
-    context.grow(&Change::FileStored { file, from, to, bytes, name, sum: Some(sum) })
+    let at = context.now.utc_ms;
+    context.grow(&Change::FileStored { file, from, to, at, bytes, name, sum: Some(sum) })
 }
 
 impl Context<'_> {
@@ -421,7 +424,7 @@ fn authorise(context: &mut Context<'_>, token: &str) -> Result<(SessionId, UserI
     context.authorised = Some(session.user);
     shown.user = Some(session.user);
     if now > session.used.saturating_add(SESSION_TOUCH_MS) {
-        let used = Change::SessionUsed { session: id, at: now };
+        let used = Change::SessionUsed { session: id, at: now, elapsed_ms: context.elapsed_ms };
         // On a full disk the token works all the same, until the last use that was written down is too long ago.
         if context.make(&used, Need::Login) == Err(DiskFull) {
             tracing::debug!("the use of a token could not be written down");
@@ -523,7 +526,8 @@ fn open_session<'e>(context: &mut Context<'_>, user: UserId) -> Handled<'e> {
     if let Some(session) = oldest {
         context.make(&Change::SessionClosed { session }, Need::Less)?;
     }
-    context.make(&Change::SessionOpened { session, user, at: context.now.utc_ms }, Need::Login)?;
+    let (at, elapsed_ms) = (context.now.utc_ms, context.elapsed_ms);
+    context.make(&Change::SessionOpened { session, user, at, elapsed_ms }, Need::Login)?;
     context.authorised = Some(user);
     Ok(Outcome::Reply(Reply::Token(token)))
 }
@@ -654,7 +658,8 @@ fn send_small_file<'e>(
         check_lists(context, &envelope)?;
         let file = FileId(*context.files_next);
         let Envelope { from, to, name } = &envelope;
-        context.make(&Change::FileSent { file, from: *from, to: *to, name, content: &decoded }, Need::More)?;
+        let at = context.now.utc_ms;
+        context.make(&Change::FileSent { file, from: *from, to: *to, at, name, content: &decoded }, Need::More)?;
         *context.files_next += 1;
         Ok(Outcome::Reply(Reply::Done))
     });

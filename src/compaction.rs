@@ -1,34 +1,33 @@
 //! Compaction: a new checkpoint from the state, and what is still needed of segments that hold little else, to be written
 //! again at the journal's end.
 //!
-//! The loop writes down all but what waits in mailboxes at once, and then mailbox by mailbox, so much a turn, what was sent
-//! before and still waits. What has come meanwhile the journal behind the checkpoint says; that something has gone, or stands
-//! elsewhere, it says once more, which changes nothing. A thread of its own puts it all on the disk. It counts once the
-//! journal is on the disk as far as it reaches. A crash at any point leaves the last checkpoint and all that is needed with it.
+//! The loop writes the state down so much a turn, while it goes on changing ([`crate::state`]). What has come meanwhile the
+//! journal behind the checkpoint says; what of that is in the checkpoint too it says once more, which changes nothing. A
+//! thread of its own puts it all on the disk. It counts once the journal is on the disk as far as it reaches. A crash at any
+//! point leaves the last checkpoint and all that is needed with it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::path::PathBuf;
 
 use crate::change::{FileId, Kept, Lsn, Place, UserId};
 use crate::checkpoint::{self, Checkpoint, Draft, Framing, Span};
 use crate::data::DataError;
+use crate::disk::{Directory, is_full};
+use crate::log::Log;
 use crate::mailbox::Entry;
-use crate::segment::{self, Layout};
-use crate::snapshot::{ENTRIES_MAX, Item};
-use crate::state::State;
+use crate::segment::Layout;
+use crate::snapshot::Item;
+use crate::state::{Portion, State};
 use crate::texts::Texts;
 
 /// Segments that there may be beside twice what is needed: one that is written, those made ready behind it, and one over.
 const SEGMENTS_OVER: u64 = 4;
 /// So much is written again after one compaction at most, so that it takes little memory.
 const RELOCATED_BYTES_MAX: u64 = 32 * 1024 * 1024;
-/// So much of the mailboxes is written down in one turn, more or less.
+/// So much of the state is written down in one turn, more or less,
 pub(crate) const BLOCK_BYTES: usize = 128 * 1024;
-/// What is written down at once goes out in blocks of this size, more or less.
-const FRESH_BLOCK_BYTES: usize = 1024 * 1024;
-/// Mailboxes looked at in one turn at most.
-const MAILBOXES_PER_TURN_MAX: u32 = 4096;
+/// and at most so many pieces of it.
+pub const ITEMS_PER_TURN_MAX: usize = 2048;
 /// So many blocks may be on their way to the disk; a slower one is waited for.
 const BLOCKS_OUT_MAX: usize = 2;
 
@@ -182,19 +181,19 @@ impl Pick {
         Self { segments: std::mem::take(segments), needed: std::mem::take(needed), layout: *layout, left: *left }
     }
 
-    fn look_at_files(&mut self, state: &State) {
-        for (file, stored) in state.files() {
-            if let Kept::Journal(place) = stored.kept
-                && self.is_picked(place)
-            {
-                self.needed.insert(place, Needed::File(file));
+    fn look_at(&mut self, item: &Item<'_>) {
+        match item {
+            Item::Entries { user, entries } => self.look_at_entries(*user, entries),
+            Item::File { file, kept: Kept::Journal(place), .. } if self.is_picked(*place) => {
+                self.needed.insert(*place, Needed::File(*file));
                 self.left = self.left.saturating_sub(u64::from(place.bytes));
             }
+            _ => {}
         }
     }
 
     /// Reads the oldest of these records, as many as may be held in memory.
-    fn read(self, journal: PathBuf) -> Vec<Relocation> {
+    fn read(self, journal: Directory) -> Vec<Relocation> {
         let Self { layout, segments, mut needed, .. } = self;
         let segment_of = |lsn: Lsn| layout.segment(lsn);
         // Of messages that wait in a little more than half of their mailboxes, all must be written again.
@@ -235,15 +234,16 @@ pub struct Compaction {
     pick: Pick,
     block_bytes: usize,
     blocks_out: usize,
+    /// Written down by the last step.
+    items: usize,
     spare: Vec<u8>,
+    is_begun: bool,
 }
 
 #[derive(Debug)]
 enum Stage {
-    /// Nothing is written down yet.
-    Fresh(Vec<u8>),
-    /// This mailbox comes next, from what was sent to it at a position on, up to the last that there was in the beginning.
-    Mailboxes { next: UserId, from: Lsn, end: UserId },
+    /// More of the state is to be written down.
+    Writing,
     /// All is written down; it waits for the journal.
     Written { bytes: Option<u64> },
     /// It is on its way to the disk.
@@ -251,66 +251,67 @@ enum Stage {
 }
 
 impl Compaction {
-    /// A new checkpoint, behind `last`, of a journal that ends at `lsn` and lies in these segments, about so many bytes of it in
-    /// a turn.
+    /// A new checkpoint behind `last` of a state as it is now, when its journal ends as `log` does, about so many bytes of it
+    /// in a turn.
     #[must_use]
-    pub fn new(
-        state: &State,
-        layout: Layout,
-        lsn: Lsn,
-        last: Option<Checkpoint>,
-        segments: &BTreeSet<u64>,
-        block_bytes: usize,
-    ) -> Self {
+    pub fn new(state: &mut State, log: &Log, last: Option<Checkpoint>, block_bytes: usize) -> Self {
+        let (layout, lsn) = (log.layout(), log.end());
         let number = last.map_or(1, |last| last.number + 1);
         let mut block = Vec::new();
-        let framing = Framing::begin(layout, number, lsn, &mut block);
-        let pick = Pick::new(state, layout, lsn, segments);
+        let framing = Framing::begin(layout, number, state.begin_image(lsn), &mut block);
+        let pick = Pick::new(state, layout, lsn, log.segments());
         let span = Span { lsn, until: None };
-        Self { number, framing, span, stage: Stage::Fresh(block), pick, block_bytes, blocks_out: 0, spare: Vec::new() }
+        Self {
+            number,
+            framing,
+            span,
+            stage: Stage::Writing,
+            pick,
+            block_bytes,
+            blocks_out: 0,
+            items: 0,
+            spare: block,
+            is_begun: false,
+        }
     }
 
     /// True when a step would do something.
     #[must_use]
     pub fn has_work(&self, synced: Lsn) -> bool {
         match self.stage {
-            Stage::Fresh(_) => true,
-            Stage::Mailboxes { .. } => self.blocks_out < BLOCKS_OUT_MAX,
+            Stage::Writing => self.blocks_out < BLOCKS_OUT_MAX,
             Stage::Written { .. } => self.span.until.is_none_or(|until| until <= synced),
             Stage::Finishing => false,
         }
     }
 
-    /// Does this turn's share. The journal ends at `end`, and is on the disk up to `synced`. Before the first, the state must
-    /// not have changed since it was begun.
-    pub fn step(&mut self, state: &State, end: Lsn, synced: Lsn, mut submit: impl FnMut(CompactionJob)) {
+    /// How many pieces of the state the last step has written down.
+    #[must_use]
+    pub fn last_step(&self) -> usize {
+        self.items
+    }
+
+    /// Does this turn's share. The journal ends at `end`, and is on the disk up to `synced`.
+    pub fn step(&mut self, state: &mut State, end: Lsn, synced: Lsn, mut submit: impl FnMut(CompactionJob)) {
+        self.items = 0;
         if !self.has_work(synced) {
             return;
         }
         match std::mem::replace(&mut self.stage, Stage::Finishing) {
-            Stage::Fresh(mut block) => {
-                submit(CompactionJob::Begin(self.number));
-                state.snapshot(|item| {
-                    self.framing.put(item, &mut block);
-                    if block.len() >= FRESH_BLOCK_BYTES {
-                        let next = Vec::with_capacity(FRESH_BLOCK_BYTES);
-                        self.submit(std::mem::replace(&mut block, next), &mut submit);
-                    }
-                });
-                self.pick.look_at_files(state);
-                self.submit(block, &mut submit);
-                self.stage = Stage::Mailboxes { next: UserId(0), from: Lsn(0), end: state.next_user() };
-            }
-            Stage::Mailboxes { next, from, end: users_end } => {
+            Stage::Writing => {
+                if !std::mem::replace(&mut self.is_begun, true) {
+                    submit(CompactionJob::Begin(self.number));
+                }
                 let mut block = std::mem::take(&mut self.spare);
-                let (next, from) = self.write_mailboxes(state, next, from, users_end, &mut block);
-                self.stage = if next < users_end {
-                    Stage::Mailboxes { next, from, end: users_end }
-                } else {
+                self.stage = if self.write(state, end, &mut block) {
+                    state.end_image();
                     self.span.until = Some(end);
-                    Stage::Written { bytes: self.framing.end(self.span.until, &mut block) }
+                    Stage::Written { bytes: self.framing.end(end, &mut block) }
+                } else {
+                    Stage::Writing
                 };
-                self.submit(block, &mut submit);
+                self.blocks_out += 1;
+                submit(CompactionJob::Write(block));
             }
             Stage::Written { bytes } => {
                 let Self { number, span, .. } = *self;
@@ -321,9 +322,16 @@ impl Compaction {
         }
     }
 
-    fn submit(&mut self, block: Vec<u8>, submit: &mut impl FnMut(CompactionJob)) {
-        self.blocks_out += 1;
-        submit(CompactionJob::Write(block));
+    /// Writes down what comes next, until that is about a block. True when that was all.
+    fn write(&mut self, state: &mut State, end: Lsn, block: &mut Vec<u8>) -> bool {
+        let Self { framing, pick, block_bytes, items, .. } = self;
+        let portion = Portion { items: ITEMS_PER_TURN_MAX, entries: *block_bytes / size_of::<Entry>() + 1 };
+        state.write_image(end, portion, &mut |item| {
+            pick.look_at(item);
+            framing.put(item, block);
+            *items += 1;
+            block.len() < *block_bytes
+        })
     }
 
     /// Takes back the memory of a block that has been written.
@@ -334,47 +342,13 @@ impl Compaction {
             self.spare = block;
         }
     }
-
-    /// Writes down mailboxes from one on, until that is about a block. Says where it stopped.
-    fn write_mailboxes(
-        &mut self,
-        state: &State,
-        first: UserId,
-        mut from: Lsn,
-        end: UserId,
-        block: &mut Vec<u8>,
-    ) -> (UserId, Lsn) {
-        let entries_max = ENTRIES_MAX.min(self.block_bytes / size_of::<Entry>() + 1);
-        let last = UserId(first.0.saturating_add(MAILBOXES_PER_TURN_MAX).min(end.0));
-        for user in (first.0..last.0).map(UserId) {
-            let from = std::mem::take(&mut from);
-            // One that has been removed is empty when the journal comes to that.
-            let Some(mailbox) = state.mailbox(user) else { continue };
-            let (older, newer) = mailbox.entries().as_slices();
-            for part in [older, newer] {
-                let position = |lsn: Lsn| part.partition_point(|entry| entry.sent() < lsn);
-                let rest = part.get(position(from)..position(self.span.lsn)).unwrap_or_default();
-                for entries in rest.chunks(entries_max) {
-                    if block.len() >= self.block_bytes {
-                        return (user, entries.first().map_or(from, Entry::sent));
-                    }
-                    self.pick.look_at_entries(user, entries);
-                    self.framing.put(&Item::Entries { user, entries: entries.into() }, block);
-                }
-            }
-            if block.len() >= self.block_bytes {
-                return (UserId(user.0 + 1), Lsn(0));
-            }
-        }
-        (last, Lsn(0))
-    }
 }
 
 /// Puts checkpoints on the disk.
 #[derive(Debug)]
 pub struct Compactor {
-    journal: PathBuf,
-    checkpoints: PathBuf,
+    journal: Directory,
+    checkpoints: Directory,
     /// The one that is being written; none when there was no room for it.
     draft: Option<Draft>,
 }
@@ -382,7 +356,7 @@ pub struct Compactor {
 impl Compactor {
     /// For the segments in `journal`, and checkpoints in `checkpoints`.
     #[must_use]
-    pub fn new(journal: PathBuf, checkpoints: PathBuf) -> Self {
+    pub fn new(journal: Directory, checkpoints: Directory) -> Self {
         Self { journal, checkpoints, draft: None }
     }
 
@@ -418,10 +392,10 @@ impl Compactor {
         };
         done.or_else(|error: io::Error| {
             self.draft = None;
-            if segment::is_full(&error) {
+            if is_full(&error) {
                 Ok(Some(Compacted::NoRoom))
             } else {
-                Err(DataError::Io(checkpoint::path(&self.checkpoints, number), error))
+                Err(DataError::Io(self.checkpoints.join(&checkpoint::name(number)), error))
             }
         })
     }

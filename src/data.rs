@@ -1,18 +1,27 @@
-//! The data directory: where things stand in it, and the lock that one process at a time holds.
+//! The data directory: where things stand in it, and the locks that one process at a time holds.
+//!
+//! The directory itself is locked, which nobody can take away from under its owner by removing a name, and beside it the
+//! file `lock`, which older programs lock, and which says who the owner is.
 
 use std::fmt;
-use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
-use std::io::{self, Read, Seek, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
-use crate::segment::VERSION;
+use rustix::io::Errno;
+
+use crate::disk::{self, Directory, DiskRef, Entry, Lock, LockOf, Locked};
+use crate::segment::{VERSION, VERSION_MIN};
+
+/// What older programs lock.
+const LOCK: &str = "lock";
 
 /// A data directory that this process owns until it drops this.
 #[derive(Debug)]
 pub struct DataDirectory {
-    root: PathBuf,
-    _lock: File,
+    root: Directory,
+    /// Which directory it is, whatever its name may come to mean.
+    identity: (u64, u64),
+    _locks: Vec<Box<dyn Lock>>,
 }
 
 /// Why a data directory could not be opened.
@@ -32,6 +41,8 @@ pub enum DataError {
     Damaged(PathBuf, u64),
     /// A file is not there without which nothing is known.
     Missing(PathBuf),
+    /// This is damaged, and no file says how the journal lies, so that nothing can be made of what is left.
+    Hopeless(PathBuf),
 }
 
 impl fmt::Display for DataError {
@@ -44,7 +55,7 @@ impl fmt::Display for DataError {
                 write!(f, "data directory {} is in use by process {process}", root.display())
             }
             Self::InUse(root, None) => write!(f, "data directory {} is in use", root.display()),
-            Self::Io(path, error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            Self::Io(path, error) if error.kind() == ErrorKind::AlreadyExists => {
                 write!(f, "{} is not a directory", path.display())
             }
             Self::Io(path, error) => write!(f, "{}: {error}", path.display()),
@@ -57,7 +68,7 @@ impl fmt::Display for DataError {
             }
             Self::OtherVersion(path, version) => write!(
                 f,
-                "{} is of version {version} of the format, and this kurir knows version {VERSION}: start it with one that knows the other",
+                "{} is of version {version} of the format, and this kurir knows versions {VERSION_MIN} to {VERSION}: start it with one that knows the other",
                 path.display()
             ),
             Self::Damaged(path, byte) => write!(
@@ -65,7 +76,16 @@ impl fmt::Display for DataError {
                 "{} is damaged at byte {byte}: what stood there had been synced; `kurir check DIR --repair` keeps what is good",
                 path.display()
             ),
-            Self::Missing(path) => write!(f, "{} is missing, and what is left of the journal needs it", path.display()),
+            Self::Missing(path) => write!(
+                f,
+                "{} is missing, and what is left of the journal needs it; `kurir check DIR --repair` keeps what is good",
+                path.display()
+            ),
+            Self::Hopeless(path) => write!(
+                f,
+                "{} is not a journal file of kurir, or its beginning is damaged, and nothing else tells how to read what is left; put a backup in its place",
+                path.display()
+            ),
         }
     }
 }
@@ -73,132 +93,147 @@ impl fmt::Display for DataError {
 impl std::error::Error for DataError {}
 
 impl DataDirectory {
-    /// Takes the directory, and makes it (mode 0700) with its parts if they are missing.
+    /// Takes the directory on the disk of this machine, and makes it (mode 0700) with its parts if they are missing.
     ///
     /// # Errors
     /// [`DataError`]
     pub fn open(root: &Path) -> Result<Self, DataError> {
+        Self::open_on(disk::system(), root)
+    }
+
+    /// The same on another disk.
+    ///
+    /// # Errors
+    /// [`DataError`]
+    pub fn open_on(disk: DiskRef, root: &Path) -> Result<Self, DataError> {
+        let root = Directory::new(disk, root.to_owned());
+        let failed = |directory: &Directory| {
+            let path = directory.path().to_owned();
+            move |error| DataError::Io(path, error)
+        };
         // A mistyped path is not made a data directory beside what is there.
-        if !exists(root) && has_files(root) {
-            return Err(DataError::NotOurs(root.to_owned()));
+        if !is_data(&root) && has_files(&root) {
+            return Err(DataError::NotOurs(root.path().to_owned()));
         }
-        make(root).map_err(|error| DataError::Io(root.to_owned(), error))?;
-        // Its name must be as durable as what is in it.
-        let parent = root.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        sync(parent).map_err(|error| DataError::Io(parent.to_owned(), error))?;
-        let directory = Self::lock(root)?;
-        for part in [directory.journal(), directory.checkpoints(), directory.files(), directory.incoming()] {
-            make(&part).map_err(|error| DataError::Io(part.clone(), error))?;
+        root.make().map_err(failed(&root))?;
+        let directory = Self::lock(root, LockOf::FileMade)?;
+        let parts = [directory.journal(), directory.checkpoints(), directory.files(), directory.incoming()];
+        for part in &parts {
+            part.make().map_err(failed(part))?;
         }
-        for written in [root, &directory.files()] {
-            sync(written).map_err(|error| DataError::Io(written.to_owned(), error))?;
+        // A process before this one may have made them and not come to sync them.
+        for written in [&directory.files(), &directory.root] {
+            written.sync().map_err(failed(written))?;
+        }
+        if let Some(parent) = directory.root.parent() {
+            parent.sync().map_err(failed(&parent))?;
         }
         Ok(directory)
     }
 
-    /// Takes a directory that is there, and changes nothing in it.
+    /// Takes a directory that is there on the disk of this machine, and changes nothing in it.
     ///
     /// # Errors
     /// [`DataError`]
     pub fn look_at(root: &Path) -> Result<Self, DataError> {
-        let path = root.join("lock");
-        let mut lock = match File::open(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Self::lock(root),
-            opened => opened.map_err(|error| DataError::Io(path.clone(), error))?,
-        };
-        take(&mut lock, root, &path)?;
-        Ok(Self { root: root.to_owned(), _lock: lock })
+        Self::look_at_on(disk::system(), root)
     }
 
-    fn lock(root: &Path) -> Result<Self, DataError> {
-        let path = root.join("lock");
-        let failed = |error| DataError::Io(path.clone(), error);
-        let mut lock = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(&path)
-            .map_err(failed)?;
-        take(&mut lock, root, &path)?;
-        lock.set_len(0)
-            .and_then(|()| lock.rewind())
-            .and_then(|()| writeln!(lock, "{}", std::process::id()))
-            .map_err(failed)?;
-        Ok(Self { root: root.to_owned(), _lock: lock })
+    /// The same on another disk.
+    ///
+    /// # Errors
+    /// [`DataError`]
+    pub fn look_at_on(disk: DiskRef, root: &Path) -> Result<Self, DataError> {
+        Self::lock(Directory::new(disk, root.to_owned()), LockOf::File)
+    }
+
+    fn lock(root: Directory, file: LockOf) -> Result<Self, DataError> {
+        let disk = DiskRef::clone(root.disk());
+        let (path, lock) = (root.path().to_owned(), root.join(LOCK));
+        let failed = |path: &Path| {
+            let path = path.to_owned();
+            move |error| DataError::Io(path, error)
+        };
+        let mut locks = Vec::new();
+        // The file first: it says who has it.
+        match disk.lock(&lock, file) {
+            Ok(Locked::Held(held)) => locks.push(held),
+            Ok(Locked::Taken(owner)) => return Err(DataError::InUse(path, owner)),
+            Err(error) if error.kind() == ErrorKind::NotFound && file == LockOf::File => {}
+            Err(error) => return Err(failed(&lock)(error)),
+        }
+        match disk.lock(&path, LockOf::Directory) {
+            Ok(Locked::Held(held)) => locks.push(held),
+            Ok(Locked::Taken(owner)) => return Err(DataError::InUse(path, owner)),
+            // Network file systems lock no directories; there the file alone must do.
+            Err(error) if !locks.is_empty() && is_lock_refused(&error) => {
+                tracing::debug!(%error, "the file system does not lock directories");
+            }
+            Err(error) => return Err(failed(&path)(error)),
+        }
+        let identity = disk.status(&path).map_err(failed(&path))?.identity;
+        Ok(Self { root, identity, _locks: locks })
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn root(&self) -> &Directory {
+        &self.root
+    }
+
+    /// True as long as its path leads to the directory that was locked: another one there may be another server's.
+    #[must_use]
+    pub fn is_still_there(&self) -> bool {
+        self.root.disk().status(self.root.path()).is_ok_and(|status| status.identity == self.identity)
     }
 
     /// Where the journal is.
     #[must_use]
-    pub fn journal(&self) -> PathBuf {
-        journal(&self.root)
+    pub fn journal(&self) -> Directory {
+        self.root.child("journal")
     }
 
     /// Where the checkpoints are.
     #[must_use]
-    pub fn checkpoints(&self) -> PathBuf {
-        checkpoints(&self.root)
+    pub fn checkpoints(&self) -> Directory {
+        self.root.child("checkpoint")
     }
 
     /// Where stored files are.
     #[must_use]
-    pub fn files(&self) -> PathBuf {
-        files(&self.root)
+    pub fn files(&self) -> Directory {
+        self.root.child("files")
     }
 
     /// Where the admin socket is.
     #[must_use]
     pub fn admin_socket(&self) -> PathBuf {
-        admin_socket(&self.root)
+        admin_socket(self.root.path())
     }
 
     /// Where a repair puts stored files that nothing lists any more.
     #[must_use]
-    pub fn lost_files(&self) -> PathBuf {
-        self.root.join("lost-files")
+    pub fn lost_files(&self) -> Directory {
+        self.root.child("lost-files")
     }
 
-    fn incoming(&self) -> PathBuf {
-        self.files().join("incoming")
+    /// Where uploads are that are coming in.
+    #[must_use]
+    pub fn incoming(&self) -> Directory {
+        self.files().child("incoming")
     }
 }
 
 /// True when there is something in a directory besides what a file system of its own has there.
-fn has_files(root: &Path) -> bool {
-    let names = fs::read_dir(root).into_iter().flatten().filter_map(|entry| Some(entry.ok()?.file_name()));
-    names.filter_map(|name| name.into_string().ok()).any(|name| name != "lost+found" && !name.starts_with('.'))
+fn has_files(root: &Directory) -> bool {
+    let is_file = |entry: &Entry| entry.name != "lost+found" && !entry.name.starts_with('.');
+    root.list().is_ok_and(|entries| entries.iter().any(is_file))
 }
 
-/// Locks the lock file, or says who has it.
-fn take(lock: &mut File, root: &Path, path: &Path) -> Result<(), DataError> {
-    match lock.try_lock() {
-        Ok(()) => Ok(()),
-        Err(TryLockError::WouldBlock) => {
-            let mut owner = String::new();
-            let known = lock.read_to_string(&mut owner).ok().and_then(|_| owner.trim().parse().ok());
-            Err(DataError::InUse(root.to_owned(), known))
-        }
-        Err(TryLockError::Error(error)) => Err(DataError::Io(path.to_owned(), error)),
-    }
-}
-
-/// Where the journal of a data directory is.
-#[must_use]
-pub fn journal(root: &Path) -> PathBuf {
-    root.join("journal")
-}
-
-/// Where the checkpoints of a data directory are.
-#[must_use]
-pub fn checkpoints(root: &Path) -> PathBuf {
-    root.join("checkpoint")
-}
-
-/// Where the stored files of a data directory are.
-#[must_use]
-pub fn files(root: &Path) -> PathBuf {
-    root.join("files")
+/// What a network file system says to the lock of a directory.
+fn is_lock_refused(error: &io::Error) -> bool {
+    let code = error.raw_os_error().map(Errno::from_raw_os_error);
+    matches!(code, Some(Errno::BADF | Errno::INVAL | Errno::NOLCK | Errno::OPNOTSUPP | Errno::NOSYS))
 }
 
 /// Where the server of a data directory can be reached by its administrator.
@@ -207,20 +242,18 @@ pub fn admin_socket(root: &Path) -> PathBuf {
     root.join("admin.sock")
 }
 
-fn make(directory: &Path) -> io::Result<()> {
-    DirBuilder::new().recursive(true).mode(0o700).create(directory)
-}
-
-/// Makes the names in a directory durable.
-///
-/// # Errors
-/// What the disk said.
-pub fn sync(directory: &Path) -> io::Result<()> {
-    File::open(directory)?.sync_all()
-}
-
 /// True when `root` looks like a data directory that was used before.
 #[must_use]
 pub fn exists(root: &Path) -> bool {
-    fs::metadata(root.join("lock")).is_ok() || fs::metadata(journal(root)).is_ok()
+    exists_on(&disk::system(), root)
+}
+
+/// The same on another disk.
+#[must_use]
+pub fn exists_on(disk: &DiskRef, root: &Path) -> bool {
+    is_data(&Directory::new(DiskRef::clone(disk), root.to_owned()))
+}
+
+fn is_data(root: &Directory) -> bool {
+    root.has(LOCK) || root.has("journal")
 }

@@ -43,6 +43,8 @@ use crate::upkeep::Holdings;
 const OUTPUT_BYTES_START: usize = 512;
 /// How often it is logged how many connections were turned away.
 const TURNED_AWAY_LOG_MS: u64 = 1000;
+/// So long after the last change it is written down that all is on the disk.
+const MARK_MS: u64 = 500;
 /// What one connection gets in a turn before it lets others go first.
 const SHORT_SHARE_BYTES: u64 = 32 * 1024;
 /// Connections looked at in one turn because their time may be over.
@@ -164,6 +166,8 @@ pub struct Engine {
     spare_buffers: Spares,
     spare_outputs: Spares,
     is_stopping: bool,
+    /// When it is to be written down that all is on the disk.
+    mark_at: Option<u64>,
 }
 
 impl fmt::Debug for Engine {
@@ -197,6 +201,7 @@ impl Engine {
             spare_buffers: Spares::new(READ_SPARE_BYTES_MAX),
             spare_outputs: Spares::new(WRITE_SPARE_BYTES_MAX),
             is_stopping: false,
+            mark_at: None,
         }
     }
 
@@ -306,12 +311,14 @@ impl Engine {
         let Service { upkeep, state, log, limits, .. } = &self.service;
         let upkeep = upkeep.next_deadline(state, log, limits.checkpoint_bytes);
         let turned_away = self.turned_away.map(|_| self.turned_away_logged_at);
-        self.deadlines.next().into_iter().chain(upkeep).chain(turned_away).min()
+        let of_disk = upkeep.into_iter().chain(self.mark_at).chain([self.service.elapsed_due()]);
+        self.deadlines.next().into_iter().chain(of_disk).chain(turned_away).min()
     }
 
     /// Takes nothing new any more: what was received is served, answered, and then every connection is closed.
     pub fn stop(&mut self) {
         self.is_stopping = true;
+        self.service.write_down_elapsed(true);
         for (_, connection) in &mut self.connections {
             connection.is_readable = true;
             self.run_queue.push(connection);
@@ -330,7 +337,7 @@ impl Engine {
 
     /// One turn.
     pub fn turn(&mut self, now: Clock, host: &mut impl Host) {
-        self.service.now = now;
+        self.service.set_now(now);
         while let Some(completion) = self.completions.pop_front() {
             self.take(completion, host);
         }
@@ -344,7 +351,10 @@ impl Engine {
         self.service.write_down_deliveries();
         self.service.expire_sessions();
         self.service.collect_removals();
+        self.service.write_down_elapsed(false);
         self.service.keep_up(host);
+        self.go_on();
+        self.mark();
         self.end_holds_on_a_full_disk();
         self.submit_batch(host);
         self.close_late();
@@ -355,6 +365,17 @@ impl Engine {
         self.service.write_down_deliveries();
         self.make_room();
         self.reap(host);
+    }
+
+    /// What is known to be on the disk is written down after a while without changes: a change says so of those before it.
+    fn mark(&mut self) {
+        let now = self.service.now.steady_ms;
+        if !self.service.log.is_mark_due() {
+            self.mark_at = None;
+        } else if *self.mark_at.get_or_insert(now + MARK_MS) <= now {
+            self.service.log.mark();
+            self.mark_at = None;
+        }
     }
 
     /// A line for each would be one that every stranger can have written as often as he connects.
@@ -519,7 +540,7 @@ impl Engine {
 
     /// There may be room in the journal for requests that waited for it.
     fn go_on(&mut self) {
-        if self.service.log.must_wait() {
+        if self.stalled.is_empty() || self.service.log.must_wait() {
             return;
         }
         for id in std::mem::take(&mut self.stalled) {

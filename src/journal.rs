@@ -5,14 +5,12 @@
 //! bytes that were in the block before stay the same, so a write of it that power cuts in two loses nothing of them.
 
 use std::collections::VecDeque;
-use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use crate::aligned::{AlignedBuffer, BLOCK_BYTES};
 use crate::change::Lsn;
+use crate::disk::{Directory, FileRef, Mode, read_exact_at, write_all_at};
 use crate::log::{Batch, Sync};
 use crate::record;
 use crate::segment::{Access, Layout, Segment};
@@ -27,7 +25,7 @@ const UNSYNCED_MAX: usize = 16;
 /// The end of the journal on the disk.
 #[derive(Debug)]
 pub struct Journal {
-    directory: PathBuf,
+    directory: Directory,
     layout: Layout,
     access: Access,
     open: Segment,
@@ -41,7 +39,7 @@ pub struct Journal {
     /// Up to here it has synced it itself.
     synced: Lsn,
     /// Full segments that are neither synced nor handed over.
-    unsynced: Vec<File>,
+    unsynced: Vec<FileRef>,
     /// When the oldest batch was written that is neither.
     unsynced_since: Option<Instant>,
 }
@@ -49,7 +47,7 @@ pub struct Journal {
 /// What the journal has written and is not on the disk yet.
 #[derive(Debug)]
 pub struct Unsynced {
-    files: Vec<File>,
+    files: Vec<FileRef>,
     end: Lsn,
 }
 
@@ -71,15 +69,15 @@ impl Journal {
     ///
     /// # Errors
     /// What the disk said.
-    pub fn open(directory: &Path, layout: Layout, access: Access, end: Lsn) -> io::Result<Self> {
+    pub fn open(directory: &Directory, layout: Layout, access: Access, end: Lsn) -> io::Result<Self> {
         let number = layout.segment(end);
         let mut buffer = AlignedBuffer::new(WRITE_BYTES + 2 * BLOCK_BYTES);
         let filled = usize::try_from(end.0 % BLOCK_BYTES as u64).unwrap_or(0);
         let start = Lsn(end.0 - filled as u64);
-        File::open(Layout::path(directory, number))?
-            .read_exact_at(&mut buffer.bytes_mut()[..filled], layout.offset(start))?;
+        let file = directory.open(&Layout::name(number), Mode::Read)?;
+        read_exact_at(&*file, &mut buffer.bytes_mut()[..filled], layout.offset(start))?;
         Ok(Self {
-            directory: directory.to_owned(),
+            directory: directory.clone(),
             layout,
             access,
             open: Segment::open(directory, number, access)?,
@@ -95,7 +93,7 @@ impl Journal {
 
     /// Where it is.
     #[must_use]
-    pub fn directory(&self) -> &Path {
+    pub fn directory(&self) -> &Directory {
         &self.directory
     }
 
@@ -151,14 +149,11 @@ impl Journal {
     }
 
     /// What was written and is perhaps not on the disk yet, for another thread to sync, so that writes need not wait for it.
-    ///
-    /// # Errors
-    /// As for [`Self::write`].
-    pub fn take_unsynced(&mut self) -> io::Result<Unsynced> {
+    pub fn take_unsynced(&mut self) -> Unsynced {
         let mut files = std::mem::take(&mut self.unsynced);
-        files.push(self.open.file.try_clone()?);
+        files.push(FileRef::clone(&self.open.file));
         self.unsynced_since = None;
-        Ok(Unsynced { files, end: self.end() })
+        Unsynced { files, end: self.end() }
     }
 
     /// In how long what was written should be synced; never, if all is synced or on its way.
@@ -220,7 +215,7 @@ impl Journal {
         let end = (self.filled + record::HEADER_BYTES).next_multiple_of(BLOCK_BYTES);
         let end = end.min(usize::try_from(room).unwrap_or(usize::MAX));
         self.buffer.bytes_mut()[self.filled..end].fill(0);
-        self.open.file.write_all_at(&self.buffer.bytes()[..end], self.layout.offset(self.start))?;
+        write_all_at(&*self.open.file, &self.buffer.bytes()[..end], self.layout.offset(self.start))?;
         self.buffer.bytes_mut().copy_within(whole..self.filled, 0);
         self.filled -= whole;
         self.start.0 += whole as u64;
@@ -249,8 +244,8 @@ mod tests {
     const LAYOUT: Layout = Layout { salt: 7, segment_bytes: 16 * 1024 };
 
     /// An empty one, and the segments that it is written to.
-    fn new_journal(path: &Path, access: Access) -> (SegmentStore, Journal) {
-        let mut store = SegmentStore::new(path.to_owned(), LAYOUT, access, 0, 0);
+    fn new_journal(path: &Directory, access: Access) -> (SegmentStore, Journal) {
+        let mut store = SegmentStore::new(path.clone(), LAYOUT, access, 0, 0);
         store.prepare(0).unwrap().unwrap();
         (store, Journal::open(path, LAYOUT, access, LAYOUT.first()).unwrap())
     }
@@ -270,8 +265,8 @@ mod tests {
             is_direct: bool,
             restart in 0usize..30,
         ) {
-            let directory = tempfile::tempdir().unwrap();
-            let path = directory.path();
+            let root = tempfile::tempdir().unwrap();
+            let path = &Directory::on_system(root.path());
             let access = if is_direct { Access::probe(path).unwrap() } else { Access::Buffered };
             let (mut store, mut journal) = new_journal(path, access);
             let (mut written, mut number) = (Vec::new(), 0);
@@ -308,8 +303,8 @@ mod tests {
 
     #[test]
     fn what_is_handed_over_to_be_synced_is_all_that_was_written() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path();
+        let root = tempfile::tempdir().unwrap();
+        let path = &Directory::on_system(root.path());
         let (mut store, mut journal) = new_journal(path, Access::Seldom);
         journal.add(store.prepare(0).unwrap().unwrap());
         assert_eq!(journal.sync_due(), None);
@@ -322,20 +317,20 @@ mod tests {
         write(&mut journal, 2);
         assert!(journal.sync_due().is_some());
         assert_eq!(journal.synced(), LAYOUT.first());
-        let unsynced = journal.take_unsynced().unwrap();
+        let unsynced = journal.take_unsynced();
         assert_eq!((unsynced.files.len(), unsynced.end), (2, journal.end()));
         assert_eq!(journal.sync_due(), None, "it is on its way");
         let end = journal.end();
         write(&mut journal, 3);
         assert!(journal.sync_due().is_some());
         assert_eq!(unsynced.sync().unwrap(), end);
-        assert_eq!(journal.take_unsynced().unwrap().files.len(), 1);
+        assert_eq!(journal.take_unsynced().files.len(), 1);
     }
 
     #[test]
     fn many_full_segments_are_handed_over_before_their_time() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path();
+        let root = tempfile::tempdir().unwrap();
+        let path = &Directory::on_system(root.path());
         let (mut store, mut journal) = new_journal(path, Access::Seldom);
         for number in 0..=UNSYNCED_MAX as u64 {
             assert_ne!(journal.sync_due(), Some(Duration::ZERO));
@@ -343,27 +338,27 @@ mod tests {
             journal.write(&mut [Batch::new(number, journal.end(), 7, record_of(16 * 1024))], Sync::Interval).unwrap();
         }
         assert_eq!(journal.sync_due(), Some(Duration::ZERO));
-        assert_eq!(journal.take_unsynced().unwrap().files.len(), UNSYNCED_MAX + 1);
+        assert_eq!(journal.take_unsynced().files.len(), UNSYNCED_MAX + 1);
         assert_eq!(journal.sync_due(), None);
     }
 
     #[test]
     fn a_reader_finds_zeros_behind_the_end_wherever_it_is() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path();
-        let mut store = SegmentStore::new(path.to_owned(), LAYOUT, Access::Buffered, 0, 0);
+        let root = tempfile::tempdir().unwrap();
+        let path = &Directory::on_system(root.path());
+        let mut store = SegmentStore::new(path.clone(), LAYOUT, Access::Buffered, 0, 0);
         store.prepare(0).unwrap().unwrap();
         // What a use of the segment before this one has left.
-        let file = std::fs::OpenOptions::new().write(true).open(Layout::path(path, 1)).unwrap();
-        file.write_all_at(&[0xee; 16 * 1024], BLOCK_BYTES as u64).unwrap();
+        let file = path.open(&Layout::name(1), Mode::Write).unwrap();
+        write_all_at(&*file, &[0xee; 16 * 1024], BLOCK_BYTES as u64).unwrap();
         let mut journal = Journal::open(path, LAYOUT, Access::Buffered, LAYOUT.first()).unwrap();
         for (number, bytes) in [104, 3992, 4088, 16, 4088, 4000].into_iter().enumerate() {
             let batch = Batch::new(number as u64, journal.end(), 7, record_of(bytes));
             journal.write(&mut [batch], Sync::Always).unwrap();
             let mut behind = [1; 8];
-            let reader = File::open(Layout::path(path, 1)).unwrap();
+            let reader = path.open(&Layout::name(1), Mode::Read).unwrap();
             if LAYOUT.segment(journal.end()) == 1 {
-                reader.read_exact_at(&mut behind, LAYOUT.offset(journal.end())).unwrap();
+                read_exact_at(&*reader, &mut behind, LAYOUT.offset(journal.end())).unwrap();
                 assert_eq!(behind, [0; 8]);
             }
         }

@@ -15,8 +15,8 @@
 //! | what it does | [`command`], [`inbox`] and [`claims`] (an INBOX on its way) |
 //! | what it answers | [`reply`], [`refusal`] |
 //! | what there is | [`state`], [`mailbox`], and [`change`], the only way in which they change (`field`: how one is written) |
-//! | where it is kept | [`store`] (all of it), [`data`] (the directory), [`log`] and [`tail`] (the journal in memory), [`journal`], [`segment`], [`record`] and [`aligned`] (on the disk), [`texts`], [`files`] |
-//! | how it comes back | [`recovery`], [`checkpoint`] and [`snapshot`] (what is in one), [`salvage`] (from a damaged journal) |
+//! | where it is kept | [`store`] (all of it), [`data`] (the directory), [`log`] and [`tail`] (the journal in memory), [`journal`], [`segment`], [`record`] and [`aligned`] (on the disk), [`texts`], [`files`], and [`disk`] (the seam to the file system under all of them) |
+//! | how it comes back | [`survey`] (what there is, damaged or not), [`recovery`], [`takeover`] (from the format before), [`checkpoint`] and [`snapshot`] (what is in one) |
 //! | how the disk is kept small | [`upkeep`] (when), [`usage`] (what is still needed), [`compaction`], [`space`] |
 //! | how it runs | [`engine`] (the turn), `run_queue` (who is next), `serve` (a connection's share of it), `ahead` (several requests at once), `service` (what all share), [`connection`], [`buffer`] |
 //! | how files come and go | [`content`] (base64), [`upload`], [`download`], [`transfer`] (what both share), [`files`] (on the disk) |
@@ -58,6 +58,7 @@ pub mod connection;
 pub mod content;
 pub mod data;
 pub(crate) mod deadline;
+pub mod disk;
 pub mod download;
 pub mod engine;
 pub(crate) mod eviction;
@@ -79,7 +80,6 @@ pub mod refusal;
 pub mod reply;
 pub mod request;
 pub(crate) mod run_queue;
-pub mod salvage;
 pub mod segment;
 pub(crate) mod serve;
 pub(crate) mod service;
@@ -87,7 +87,9 @@ pub mod snapshot;
 pub mod space;
 pub mod state;
 pub mod store;
+pub mod survey;
 pub mod tail;
+pub mod takeover;
 pub mod text;
 pub mod texts;
 pub mod threads;

@@ -1,6 +1,10 @@
-//! The loop's side of the journal: it numbers changes, encodes them into the open [`Batch`], and knows what is durable.
+//! The loop's side of the journal: it numbers changes, encodes them into the open [`Batch`], and knows what is durable, and
+//! which segments there are.
 //!
-//! It does not know what a change means.
+//! It does not know what a change means. Whoever has a segment made must tell it here, or the journal does not go on into it:
+//! so its list of segments is the list.
+
+use std::collections::BTreeSet;
 
 use crate::change::{Change, Lsn, Place};
 use crate::record;
@@ -56,10 +60,18 @@ pub struct Log {
     settled_batch: u64,
     /// What stands before this is on the disk. With [`Sync::Always`] the same.
     synced: Lsn,
+    /// A mark in the journal says that what stands before this was on the disk.
+    marked: Lsn,
+    /// Where the last batch ended that holds a change.
+    changed: Lsn,
+    /// The segments in use, as far as they have been made.
+    segments: BTreeSet<u64>,
     room: Lsn,
     is_full: bool,
     /// Once it ends behind this, changes come faster than the disk takes them or room is made for them.
     wait_behind: Lsn,
+    /// A checkpoint has too much to write of what changes while it is made.
+    is_held_back: bool,
     spare: Vec<u8>,
 }
 
@@ -99,11 +111,36 @@ impl Log {
             settled: end,
             settled_batch: 0,
             synced: end,
+            marked: end,
+            changed: end,
+            segments: BTreeSet::new(),
             room: Lsn(u64::MAX),
             is_full: false,
             wait_behind: Lsn(end.0.saturating_add(IN_FLIGHT_BYTES_MAX)),
+            is_held_back: false,
             spare: Vec::new(),
         }
+    }
+
+    /// The log of a journal that lies in these segments, ends at `end` in the last of them, and says in its marks that all
+    /// before `marked` was on the disk.
+    #[must_use]
+    pub fn open(layout: Layout, end: Lsn, marked: Lsn, segments: BTreeSet<u64>) -> Self {
+        let room = layout.start(segments.last().map_or(0, |last| last + 1));
+        let mut log = Self { marked, segments, ..Self::new(layout, end) };
+        log.set_room(room, false);
+        log
+    }
+
+    /// The segments in use.
+    #[must_use]
+    pub fn segments(&self) -> &BTreeSet<u64> {
+        &self.segments
+    }
+
+    /// Nothing needs this segment any more. False if it was not in use.
+    pub fn free_segment(&mut self, segment: u64) -> bool {
+        self.segments.remove(&segment)
     }
 
     /// How the journal lies on the disk.
@@ -150,7 +187,7 @@ impl Log {
         let room = self.room.0.saturating_sub(kept);
         let before = self.open.bytes.len();
         if before == 0 {
-            record::append_mark_unsealed(&mut self.open.bytes, self.open.start, self.synced);
+            self.append_mark();
         }
         let lsn = self.open.end();
         let place = record::append_unsealed(&mut self.open.bytes, lsn, |body| change.encode(body));
@@ -159,6 +196,25 @@ impl Log {
             return Err(DiskFull);
         }
         Ok(place)
+    }
+
+    fn append_mark(&mut self) {
+        record::append_mark_unsealed(&mut self.open.bytes, self.open.start, self.synced);
+        self.marked = self.synced;
+    }
+
+    /// True when all is on the disk and no mark says so: damage to what came last would be taken for the torn end of a write.
+    #[must_use]
+    pub fn is_mark_due(&self) -> bool {
+        let is_room = self.open.end().0 + record::MARK_BYTES as u64 <= self.room.0;
+        self.marked < self.changed && self.changed <= self.synced && self.open.bytes.is_empty() && is_room
+    }
+
+    /// Writes down that all is on the disk, if that is due.
+    pub fn mark(&mut self) {
+        if self.is_mark_due() {
+            self.append_mark();
+        }
     }
 
     /// True when there is room to write down that what is given out now was given out.
@@ -198,6 +254,9 @@ impl Log {
             return None;
         }
         self.tail.push(self.open.start, &self.open.bytes, self.settled);
+        if self.open.bytes.len() > record::MARK_BYTES {
+            self.changed = self.open.end();
+        }
         let next = Batch::new(self.open.number + 1, self.open.end(), self.layout.salt, std::mem::take(&mut self.spare));
         Some(std::mem::replace(&mut self.open, next))
     }
@@ -248,10 +307,25 @@ impl Log {
     pub fn set_room(&mut self, room: Lsn, is_full: bool) {
         self.room = room;
         self.is_full = is_full;
+        // A log without segments has no end of room.
+        if room < Lsn(u64::MAX) {
+            let next = self.segments.last().map_or(self.layout.segment(self.open.start), |last| last + 1);
+            self.segments.extend(next..self.layout.segment(room));
+        }
+        self.set_wait();
+    }
+
+    /// Has requests wait, or no longer.
+    pub fn hold_back(&mut self, is_held_back: bool) {
+        self.is_held_back = is_held_back;
         self.set_wait();
     }
 
     fn set_wait(&mut self) {
+        if self.is_held_back {
+            self.wait_behind = Lsn(0);
+            return;
+        }
         let too_much = self.settled.0.saturating_add(IN_FLIGHT_BYTES_MAX);
         let too_far = if self.is_full { u64::MAX } else { self.room.0.saturating_sub(self.wait_bytes()) };
         self.wait_behind = Lsn(too_much.min(too_far));
@@ -333,6 +407,44 @@ mod tests {
         log.settle(batch, end);
         assert_eq!(log.unsettled_at(place.lsn), None);
         assert_eq!(log.unsettled(), None);
+    }
+
+    #[test]
+    fn a_mark_is_due_once_all_is_on_the_disk_and_then_no_more() {
+        let mut log = Log::new(LAYOUT, Lsn(24));
+        assert!(!log.is_mark_due(), "nothing was written");
+        log.append(&change(1), Need::More).unwrap();
+        let batch = log.take_batch().unwrap();
+        let (start, end) = (batch.start, batch.end());
+        log.settle(batch, start);
+        assert!(!log.is_mark_due(), "it is not on the disk");
+        log.set_synced(end);
+        assert!(log.is_mark_due());
+        log.mark();
+        assert!(!log.is_mark_due());
+        let mut mark = log.take_batch().unwrap();
+        let start = mark.start;
+        assert_eq!(record::mark_of(record::claimed_body(mark.seal()).unwrap(), start), Some(end));
+        let end = mark.end();
+        log.settle(mark, end);
+        assert!(!log.is_mark_due(), "a mark needs no mark");
+        log.append(&change(2), Need::More).unwrap();
+        let batch = log.take_batch().unwrap();
+        let end = batch.end();
+        log.settle(batch, end);
+        log.set_room(Lsn(end.0 + 8), true);
+        assert!(!log.is_mark_due(), "a full disk goes without");
+    }
+
+    #[test]
+    fn whoever_makes_segments_they_are_in_the_list() {
+        let layout = Layout { segment_bytes: 4096, ..LAYOUT };
+        let mut log = Log::open(layout, Lsn(4096 * 7 + 16), Lsn(4096 * 7), BTreeSet::from([3, 7]));
+        log.set_room(layout.start(10), false);
+        assert_eq!(*log.segments(), BTreeSet::from([3, 7, 8, 9]));
+        assert!(log.free_segment(7) && !log.free_segment(7));
+        log.set_room(layout.start(10), true);
+        assert_eq!(*log.segments(), BTreeSet::from([3, 8, 9]));
     }
 
     #[test]

@@ -81,15 +81,26 @@ fn low_half(number: u64) -> u32 {
 const _: () = assert!(size_of::<Option<Mailbox>>() == 64);
 
 /// Messages that wait for their reader, oldest first. One takes a line of the processor's cache, and does not stand in two.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Default)]
 #[repr(align(64))]
 pub struct Mailbox {
     /// In the order in which they were sent.
     entries: VecDeque<Entry>,
     bytes: u64,
     last_id: u64,
+    /// Where the journal says what last came or went; of one that was read from a checkpoint, up to where that holds it.
     changed: Lsn,
 }
+
+impl PartialEq for Mailbox {
+    /// The same waits, and the same has been given out. How far it is known to hold the journal does not count: a checkpoint
+    /// may say more than the last that came.
+    fn eq(&self, other: &Self) -> bool {
+        (&self.entries, self.bytes, self.last_id) == (&other.entries, other.bytes, other.last_id)
+    }
+}
+
+impl Eq for Mailbox {}
 
 impl Mailbox {
     /// What waits, oldest first.
@@ -110,7 +121,7 @@ impl Mailbox {
         self.last_id
     }
 
-    /// When in the order of changes a message last came or went.
+    /// What the journal says from here on is not in it yet.
     #[must_use]
     pub fn changed(&self) -> Lsn {
         self.changed
@@ -129,8 +140,13 @@ impl Mailbox {
     }
 
     /// Begins with what a mailbox that is empty now has seen before.
-    pub(crate) fn restore(last_id: u64, changed: Lsn) -> Self {
-        Self { last_id, changed, ..Self::default() }
+    pub(crate) fn restore(last_id: u64, through: Lsn) -> Self {
+        Self { last_id, changed: through, ..Self::default() }
+    }
+
+    /// Gives out none of the next `count` ids.
+    pub(crate) fn skip_ids(&mut self, count: u64) {
+        self.last_id = self.last_id.saturating_add(count);
     }
 
     /// Puts an entry behind the others.
@@ -138,13 +154,17 @@ impl Mailbox {
         self.push_entry(entry);
     }
 
-    /// Takes a new message.
-    pub(crate) fn push(&mut self, place: Place, holders: usize) -> Entry {
+    /// Takes a new message. None if it was in the checkpoint that this was read from, whether it still waits or not.
+    #[inline]
+    pub(crate) fn push(&mut self, place: Place, holders: usize) -> Option<Entry> {
+        if place.lsn < self.changed {
+            return None;
+        }
         self.changed = place.lsn;
         self.last_id += 1;
         let entry = Entry::new(self.last_id, place, holders);
         self.push_entry(entry);
-        entry
+        Some(entry)
     }
 
     fn push_entry(&mut self, entry: Entry) {
@@ -158,7 +178,7 @@ impl Mailbox {
 
     /// Takes away the messages from the first to the last, by when they were sent, and shows each.
     pub(crate) fn remove(&mut self, lsn: Lsn, first: Lsn, last: Lsn, mut removed: impl FnMut(&Entry)) {
-        self.changed = lsn;
+        self.changed = self.changed.max(lsn);
         let Range { start, end } = self.position(first)..self.position(last.next());
         if start >= end {
             return;

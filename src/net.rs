@@ -25,9 +25,8 @@ use tracing::{debug, info, warn};
 use crate::admin::{self, AdminError};
 use crate::clock::Clock;
 use crate::connection::{ConnectionId, Peer};
-use crate::data;
 use crate::engine::{Engine, Host, Job, Registration};
-use crate::files::{self, TransferId};
+use crate::files::TransferId;
 use crate::limits::Limits;
 use crate::log::Sync;
 use crate::password::{HashError, Hasher};
@@ -50,7 +49,9 @@ const UNSENT_BYTES: u32 = 256 * 1024;
 /// How long an accept that failed for want of file descriptors is put off.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 /// The longest the loop sleeps, so that what depends on the clock alone happens.
-const SLEEP_MAX: Duration = Duration::from_secs(60);
+const SLEEP_MAX: Duration = Duration::from_secs(5);
+/// How often it is made sure that the data directory is still the one that was locked.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 // A token holds a connection's place and its generation.
 const _: () = assert!(usize::BITS == 64);
@@ -134,8 +135,8 @@ pub struct Server {
     admin_socket: PathBuf,
     /// With this, a signal ends the process at once.
     is_stopping: Arc<AtomicBool>,
-    /// Held until the server is gone.
-    _directory: data::DataDirectory,
+    /// When it was last made sure that the data directory is still the one that was locked.
+    looked_at: Instant,
 }
 
 /// What the engine sees of the world.
@@ -217,7 +218,7 @@ impl Server {
 
         let Store { directory, state, log, holdings, disk } = store;
         let engine = Engine::new(limits, registration, state, log, holdings);
-        let threads = Threads::start(StoreWorkers { disk, hasher }, sync, waker)
+        let threads = Threads::start(directory, StoreWorkers { disk, hasher }, sync, waker)
             .map_err(|error| ServerError::Setup("start a thread", error))?;
         let Limits { connections_max, uploads_max, downloads_max, .. } = *engine.limits();
         info!(?sync, connections_max, uploads_max, downloads_max, ?registration, "serving");
@@ -232,7 +233,7 @@ impl Server {
             net,
             admin_socket,
             is_stopping,
-            _directory: directory,
+            looked_at: Instant::now(),
         })
     }
 
@@ -253,6 +254,20 @@ impl Server {
     /// # Errors
     /// [`ServerError::Work`] when the disk failed: nothing more was acknowledged then.
     pub fn run(mut self) -> Result<(), ServerError> {
+        let served = self.serve();
+        // The helper threads may still write. A signal need not wait for them, should the disk hang.
+        self.is_stopping.store(true, Ordering::SeqCst);
+        let is_ours = self.net.threads.directory().is_still_there();
+        let finished = self.net.threads.finish().map_err(ServerError::Work);
+        if is_ours && let Err(error) = fs::remove_file(&self.admin_socket) {
+            warn!(%error, "the admin socket could not be removed");
+        }
+        served?;
+        info!("stopped");
+        finished
+    }
+
+    fn serve(&mut self) -> Result<(), ServerError> {
         let mut events = Events::with_capacity(EVENTS_PER_TURN_MAX);
         let mut stop_by: Option<Instant> = None;
         loop {
@@ -275,27 +290,36 @@ impl Server {
                     },
                 }
             }
+            self.look_at_directory(Instant::now())?;
             while let Some(report) = self.net.threads.report() {
                 self.engine.complete(report.map_err(ServerError::Work)?);
             }
             self.accept(Instant::now());
             self.engine.turn(self.clock(), &mut self.net);
             if self.engine.is_stopped() {
-                break;
+                return Ok(());
             }
             if stop_by.is_some_and(|deadline| Instant::now() >= deadline) {
                 warn!(connections = self.engine.connections(), "some peers did not take their replies in time");
                 self.engine.submit_batch(&mut self.net);
                 self.net.let_go();
-                break;
+                return Ok(());
             }
         }
-        let finished = self.net.threads.finish().map_err(ServerError::Work);
-        if let Err(error) = fs::remove_file(&self.admin_socket) {
-            warn!(%error, "the admin socket could not be removed");
+    }
+
+    /// Makes sure now and then that the data directory is still the one that was locked. If another stands in its place, that
+    /// may be another server's.
+    fn look_at_directory(&mut self, now: Instant) -> Result<(), ServerError> {
+        if now.saturating_duration_since(self.looked_at) < LOOK_EVERY {
+            return Ok(());
         }
-        info!("stopped");
-        finished
+        self.looked_at = now;
+        let directory = self.net.threads.directory();
+        if directory.is_still_there() {
+            return Ok(());
+        }
+        Err(ServerError::Work(WorkError::DirectoryGone(directory.root().path().to_owned())))
     }
 
     fn clock(&self) -> Clock {
@@ -519,7 +543,7 @@ impl Host for Net {
     }
 
     fn read_stored(&mut self, transfer: TransferId, offset: u64, into: &mut [u8]) -> io::Result<usize> {
-        files::read_cached(self.threads.opened(transfer)?, offset, into)
+        self.threads.opened(transfer)?.read_cached_at(into, offset)
     }
 }
 

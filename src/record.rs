@@ -13,7 +13,7 @@
 //!
 //! Two kinds say nothing of the state. Kind 0 is a mark, which opens each batch of a journal: its own position (8 bytes),
 //! and the position up to which the journal was on the disk when the batch was begun (8 bytes). Kind 255 is a void, which
-//! a repair leaves where damage was.
+//! repairs of format 3 left where damage was.
 
 use std::io::{self, ErrorKind, Read};
 
@@ -33,7 +33,6 @@ const KIND_VOID: u8 = 255;
 const MARK_BODY_BYTES: u32 = 17;
 /// The size of a mark.
 pub const MARK_BYTES: usize = record_bytes(17);
-const VOID_BYTES_MAX: usize = 1024 * 1024;
 const READ_BYTES: usize = 1024 * 1024;
 
 /// What a record with a body of so many bytes takes.
@@ -151,10 +150,16 @@ fn split_header(bytes: &[u8]) -> Option<(u32, u32)> {
     Some((u32::from_le_bytes(*length), u32::from_le_bytes(*sum)))
 }
 
-/// True for the body of a mark or a void, which say nothing of the state.
+/// True for the body of a void, which says nothing.
 #[must_use]
-pub fn says_nothing(body: &[u8], lsn: Lsn) -> bool {
-    body.first() == Some(&KIND_VOID) || mark(body).is_some_and(|(position, _)| position == lsn)
+pub fn is_padding(body: &[u8]) -> bool {
+    body.first() == Some(&KIND_VOID)
+}
+
+/// What the body of a record at `lsn` says, if it is a mark: all before this was on the disk.
+#[must_use]
+pub fn mark_of(body: &[u8], lsn: Lsn) -> Option<Lsn> {
+    mark(body).filter(|(position, _)| *position == lsn).map(|(_, synced)| synced)
 }
 
 /// A mark's own position, and the one up to which its journal was on the disk.
@@ -175,25 +180,6 @@ pub fn find_mark_synced_past(bytes: &[u8], salt: u32, start: Lsn, lsn: Lsn) -> O
         // The sum comes last: what an earlier use has left is full of marks.
         (is_past && body_at(&bytes[at..], salt, position).is_some()).then_some(position)
     })
-}
-
-/// Records that say nothing, of exactly so many bytes together, for the place at `lsn`. All records are of multiples of
-/// eight bytes, and so is every gap between them.
-#[must_use]
-pub fn voids(bytes: usize, salt: u32, lsn: Lsn) -> Vec<u8> {
-    // A record needs room for its zeros before it is known how many they are.
-    let mut out = Vec::with_capacity(bytes + ALIGN_BYTES);
-    while out.len() < bytes {
-        let left = bytes - out.len();
-        // What is left over must be long enough for a record too.
-        let this = if left <= VOID_BYTES_MAX { left } else { VOID_BYTES_MAX - RECORD_BYTES_MIN };
-        let at = Lsn(lsn.0 + out.len() as u64);
-        append(&mut out, salt, at, |body| {
-            body.push(KIND_VOID);
-            body.resize(body.len() + this.saturating_sub(HEADER_BYTES + 1), 0);
-        });
-    }
-    out
 }
 
 /// Reads records one after the other, up to the first that is not whole.
@@ -266,21 +252,6 @@ mod tests {
     use proptest::prelude::*;
 
     const SALT: u32 = 7;
-
-    #[test]
-    fn voids_fill_any_gap_to_the_byte() {
-        let sizes =
-            (RECORD_BYTES_MIN..100).chain(VOID_BYTES_MAX - 48..VOID_BYTES_MAX + 48).chain([3 * VOID_BYTES_MAX + 8]);
-        for bytes in sizes.filter(|bytes| bytes % ALIGN_BYTES == 0) {
-            let filled = voids(bytes, SALT, Lsn(40));
-            assert_eq!(filled.len(), bytes);
-            let mut records = Records::new(&*filled, SALT, Lsn(40));
-            while let Some((place, body)) = records.read().unwrap() {
-                assert!(says_nothing(body, place.lsn));
-            }
-            assert_eq!(records.at(), Lsn(40 + bytes as u64));
-        }
-    }
 
     #[test]
     fn a_record_counts_only_at_its_own_place() {

@@ -1,30 +1,38 @@
-//! From the disk to the state: the newest checkpoint, and then the journal behind it, up to its end.
+//! From the disk to the state: what [`Survey`] has read, if nothing of it is damaged, and the journal made ready to be
+//! written to.
 //!
-//! Records are read up to the first that is not whole. If a later mark says that this place had been synced, it is damage,
-//! and opening fails; if none does, it is the torn end of a write that nobody was told of, and is wiped out, so that
-//! nothing of it can ever be taken for what is written there next.
+//! The torn end of a write is wiped out, so that nothing of it can ever be taken for what is written there next. What is
+//! not known to have been synced is written once more: it may be in the page cache alone, and a sync that failed before this
+//! start has left it there as if it were on the disk.
 
 use std::collections::BTreeSet;
-use std::fs::{self, File};
 use std::io::{self, Read};
-use std::path::Path;
-use std::time::{Duration, Instant};
 
-use tracing::info;
-
-use crate::change::{Change, Lsn, Place};
+use crate::aligned::{AlignedBuffer, BLOCK_BYTES};
+use crate::change::Lsn;
 use crate::checkpoint::{self, Checkpoint};
-use crate::data::{self, DataDirectory, DataError};
-use crate::record::{self, HEADER_BYTES, Records};
-use crate::segment::{self, Access, Layout, SegmentStore, Stream};
+use crate::data::{DataDirectory, DataError};
+use crate::disk::{Directory, Mode, read_exact_at, write_all_at};
+use crate::segment::{self, Access, Layout, SegmentStore, Stream, VERSION};
 use crate::snapshot::Item;
 use crate::state::State;
+use crate::survey::Survey;
+use crate::takeover;
 
-/// A start that takes longer says how far it is, this often.
-const PROGRESS_EVERY: Duration = Duration::from_secs(1);
-/// The clock is looked at once in so many records.
-const RECORDS_PER_LOOK: u64 = 16 * 1024;
 const SCAN_BYTES: usize = 1024 * 1024;
+
+/// What a start brings with it.
+#[derive(Clone, Copy, Debug)]
+pub struct Start {
+    /// How the journal is written.
+    pub access: Access,
+    /// The size of the segments of a new journal.
+    pub segment_bytes: u64,
+    /// The salt of a new journal: random, and known to nobody.
+    pub salt: u32,
+    /// Milliseconds since 1970, UTC.
+    pub now: u64,
+}
 
 /// What a data directory held, and where its journal goes on.
 #[derive(Debug)]
@@ -35,6 +43,8 @@ pub struct Recovered {
     pub state: State,
     /// Where it goes on, in a segment that is there and zero from here on.
     pub end: Lsn,
+    /// A mark says that all before this is on the disk.
+    pub marked: Lsn,
     /// From where it was read.
     pub checkpoint: Option<Checkpoint>,
     /// The segments that there are, the last being the one that `end` is in.
@@ -45,247 +55,148 @@ pub struct Recovered {
     pub is_torn: bool,
     /// There was nothing.
     pub is_new: bool,
+    /// It was of an older format.
+    pub is_taken_over: bool,
 }
 
 /// Recovers the state of a data directory, and makes its journal ready to be written to. One that is empty gets a new
-/// journal with segments of `segment_bytes`.
+/// journal, and one of an older format is taken over.
 ///
 /// # Errors
 /// [`DataError`]; nothing that had been synced is changed on the disk then.
-pub fn recover(root: &DataDirectory, access: Access, segment_bytes: u64) -> Result<Recovered, DataError> {
+pub fn recover(root: &DataDirectory, start: Start) -> Result<Recovered, DataError> {
     let (journal, checkpoints) = (root.journal(), root.checkpoints());
     for directory in [&journal, &checkpoints] {
-        remove_unfinished(directory).map_err(|error| DataError::Io(directory.clone(), error))?;
+        remove_unfinished(directory).map_err(|error| DataError::Io(directory.path().to_owned(), error))?;
     }
-    let failed = |error| DataError::Io(journal.clone(), error);
-    let found = Found::look(&journal, &checkpoints)?;
-    let Some(layout) = found.layout else { return begin(&journal, access, segment_bytes) };
-
-    let mut state = State::new(layout.segment_bytes);
-    let checkpoint = match found.checkpoints.last() {
-        Some(newest) => {
-            let (started, mut last) = (Instant::now(), Instant::now());
-            let restore = |item: &Item<'_>| {
-                state.restore(item);
-                if last.elapsed() >= PROGRESS_EVERY {
-                    last = Instant::now();
-                    let seconds = started.elapsed().as_secs();
-                    info!(seconds, records = state.usage().records(), "reading the checkpoint");
-                }
-            };
-            Some(checkpoint::read(&checkpoints, *newest, restore)?.1)
-        }
-        None => None,
-    };
-    let from = checkpoint.map_or(layout.first(), |checkpoint| checkpoint.span.lsn);
-    found.check_is_there(layout, from, &journal)?;
-    let mut progress = Progress::new(from, found.end(layout));
-    let (end, changes) = replay(&journal, layout, from, Lsn(u64::MAX), |change, place| {
-        state.apply(change, place);
-        progress.look(place.lsn);
-    })?;
-    let is_short = checkpoint.and_then(|checkpoint| checkpoint.span.until).is_some_and(|until| end < until);
-    if is_short || synced_past(&journal, layout, &found.segments, end).map_err(failed)? {
-        return Err(DataError::Damaged(Layout::path(&journal, layout.segment(end)), layout.offset(end)));
+    let Some(mut survey) = Survey::of(&journal, &checkpoints)? else { return begin(&journal, start) };
+    if !survey.damage.is_empty() {
+        return Err(survey.damage.swap_remove(0).into_error());
     }
+    let failed = |error| DataError::Io(journal.path().to_owned(), error);
+    write_once_more(&journal, &survey).map_err(failed)?;
+    checkpoints.sync().map_err(|error| DataError::Io(checkpoints.path().to_owned(), error))?;
+    journal.sync().map_err(failed)?;
+    let is_taken_over = survey.version < VERSION;
+    if is_taken_over {
+        takeover::take_over(root, &mut survey, start.now)?;
+    }
+    make_ready(&journal, &checkpoints, survey, start.access).map(|recovered| Recovered { is_taken_over, ..recovered })
+}
 
+/// Goes on where a survey ended.
+fn make_ready(
+    journal: &Directory,
+    checkpoints: &Directory,
+    survey: Survey,
+    access: Access,
+) -> Result<Recovered, DataError> {
+    let Survey { layout, mut state, end, synced, checkpoint, mut segments, changes, is_torn, .. } = survey;
+    let failed = |error| DataError::Io(journal.path().to_owned(), error);
     let last = layout.segment(end);
-    // What was read may be in the page cache alone, and is told to others and built upon from now on.
-    for segment in found.segments.range(layout.segment(from)..=last) {
-        let path = Layout::path(&journal, *segment);
-        File::open(&path).and_then(|file| file.sync_data()).map_err(|error| DataError::Io(path, error))?;
-    }
-    data::sync(&checkpoints).map_err(|error| DataError::Io(checkpoints.clone(), error))?;
-
-    // What comes behind the end was made ready for later, or was written and never synced.
-    let mut segments = found.segments;
-    // From the last on, so that there is never a gap.
+    // What comes behind the end was made ready for later, or was written and never synced. From the last on, and one after
+    // the other, so that there is never a gap.
     for segment in segments.split_off(&(last + 1)).into_iter().rev() {
-        segment::remove(&Layout::path(&journal, segment)).map_err(failed)?;
+        journal.remove(&Layout::name(segment)).and_then(|()| journal.sync()).map_err(failed)?;
     }
-    data::sync(&journal).map_err(failed)?;
-    let is_torn = begins_record(&journal, layout, end).map_err(failed)?;
     if segments.contains(&last) {
-        segment::own(&journal, last).map_err(failed)?;
-        wipe(&journal, layout, end).map_err(failed)?;
+        segment::own(journal, last).map_err(failed)?;
+        wipe(journal, layout, end).map_err(failed)?;
     } else {
-        prepare(&journal, layout, access, last)?;
+        prepare(journal, layout, access, last)?;
         segments.insert(last);
     }
-    for older in found.checkpoints.iter().rev().skip(1) {
-        let path = checkpoint::path(&checkpoints, *older);
-        segment::remove(&path).map_err(|error| DataError::Io(path.clone(), error))?;
+    let newest = checkpoint.map(|checkpoint| checkpoint.number);
+    for older in survey.checkpoints.into_iter().filter(|number| Some(*number) != newest) {
+        let removed = checkpoints.remove(&checkpoint::name(older));
+        removed.map_err(|error| DataError::Io(checkpoints.join(&checkpoint::name(older)), error))?;
     }
     state.take_freed_files();
-    Ok(Recovered { layout, state, end, checkpoint, segments, changes, is_torn, is_new: false })
+    let (marked, is_new, is_taken_over) = (synced, false, false);
+    Ok(Recovered { layout, state, end, marked, checkpoint, segments, changes, is_torn, is_new, is_taken_over })
 }
 
 /// Begins a journal where there is none.
-fn begin(journal: &Path, access: Access, segment_bytes: u64) -> Result<Recovered, DataError> {
-    let salt = getrandom::u32().map_err(|error| DataError::Io(journal.to_owned(), io::Error::other(error)))?;
-    let layout = Layout { salt, segment_bytes };
-    prepare(journal, layout, access, 1)?;
+fn begin(journal: &Directory, start: Start) -> Result<Recovered, DataError> {
+    let layout = Layout { salt: start.salt, segment_bytes: start.segment_bytes };
+    prepare(journal, layout, start.access, 1)?;
     Ok(Recovered {
         layout,
-        state: State::new(segment_bytes),
+        state: State::new(start.segment_bytes),
         end: layout.first(),
+        marked: layout.first(),
         checkpoint: None,
         segments: BTreeSet::from([1]),
         changes: 0,
         is_torn: false,
         is_new: true,
+        is_taken_over: false,
     })
 }
 
-fn prepare(journal: &Path, layout: Layout, access: Access, segment: u64) -> Result<(), DataError> {
-    let failed = |error| DataError::Io(Layout::path(journal, segment), error);
-    let made = SegmentStore::new(journal.to_owned(), layout, access, segment - 1, 0).prepare(0).map_err(failed)?;
+fn prepare(journal: &Directory, layout: Layout, access: Access, segment: u64) -> Result<(), DataError> {
+    let failed = |error| DataError::Io(journal.join(&Layout::name(segment)), error);
+    let made = SegmentStore::new(journal.clone(), layout, access, segment - 1, 0).prepare(0).map_err(failed)?;
     made.map(drop).ok_or_else(|| failed(io::ErrorKind::StorageFull.into()))
 }
 
-/// The files of a journal, by their names and headers.
-struct Found {
-    /// None where there is no journal at all.
-    layout: Option<Layout>,
-    /// The segments, whatever is in them.
-    segments: BTreeSet<u64>,
-    checkpoints: BTreeSet<u64>,
-}
-
-impl Found {
-    fn look(journal: &Path, checkpoints: &Path) -> Result<Self, DataError> {
-        let list = |directory: &Path, list: fn(&Path) -> io::Result<BTreeSet<u64>>| {
-            list(directory).map_err(|error| DataError::Io(directory.to_owned(), error))
-        };
-        let segments = list(journal, segment::list)?;
-        let checkpoints_found = list(checkpoints, checkpoint::list)?;
-        // All files of a data directory are of one version.
-        if let Some((segment, version)) =
-            segments.first().and_then(|first| Some((first, segment::other_version(journal, *first)?)))
-        {
-            return Err(DataError::OtherVersion(Layout::path(journal, *segment), version));
-        }
-        let mut layout = match checkpoints_found.last() {
-            Some(newest) => Some(checkpoint::header(checkpoints, *newest)?.0),
-            None => None,
-        };
-        for segment in &segments {
-            let path = Layout::path(journal, *segment);
-            let found = segment::header_of(journal, *segment).map_err(|error| DataError::Io(path.clone(), error))?;
-            let found = found.ok_or_else(|| DataError::Foreign(path.clone()))?;
-            if *layout.get_or_insert(found) != found {
-                return Err(DataError::Foreign(path));
-            }
-            // It had all its bytes before it had its name.
-            if let Some(bytes) = segment::cut_short(journal, found, *segment) {
-                return Err(DataError::Damaged(path, bytes));
-            }
-        }
-        Ok(Self { layout, segments, checkpoints: checkpoints_found })
-    }
-
-    /// Makes sure that the segments are there that are to be read: segments have no gaps between them from there on.
-    fn check_is_there(&self, layout: Layout, from: Lsn, journal: &Path) -> Result<(), DataError> {
-        let segment = layout.segment(from);
-        // A checkpoint may end where a segment ends behind which there was no room for another.
-        let is_end = layout.start(segment) == from && self.segments.range(segment..).next().is_none();
-        let last = self.segments.last().copied().unwrap_or(segment);
-        let missing = (segment..=last.max(segment)).find(|number| !self.segments.contains(number));
-        match missing.filter(|_| !is_end) {
-            None => Ok(()),
-            Some(missing) => Err(DataError::Missing(Layout::path(journal, missing))),
-        }
-    }
-
-    fn end(&self, layout: Layout) -> Lsn {
-        layout.start(self.segments.last().map_or(0, |last| last + 1))
-    }
-}
-
 /// Removes what was never finished.
-fn remove_unfinished(directory: &Path) -> io::Result<()> {
-    for entry in fs::read_dir(directory)? {
-        let path = entry?.path();
-        if path.extension().is_some_and(|extension| extension == "tmp") {
-            fs::remove_file(path)?;
+fn remove_unfinished(directory: &Directory) -> io::Result<()> {
+    for entry in directory.list()? {
+        if entry.name.ends_with(".tmp") {
+            directory.remove(&entry.name)?;
         }
     }
     Ok(())
 }
 
-/// Shows every change from `from` up to `upto` or to the first record that is not whole. Says where that is, and how many
-/// changes there were.
+/// Writes what no mark says was synced over itself, and syncs that.
+fn write_once_more(journal: &Directory, survey: &Survey) -> io::Result<()> {
+    let Survey { layout, synced, end, .. } = *survey;
+    let mut buffer = AlignedBuffer::new(SCAN_BYTES);
+    for segment in layout.segment(synced)..=layout.segment(end) {
+        let (from, to) = (synced.max(layout.start(segment)), end.min(layout.start(segment + 1)));
+        if from >= to || !survey.segments.contains(&segment) {
+            continue;
+        }
+        let name = Layout::name(segment);
+        let (source, target) = (journal.open(&name, Mode::Read)?, journal.open(&name, Mode::Write)?);
+        let block = BLOCK_BYTES as u64;
+        let start = layout.offset(from) / block * block;
+        let end = (layout.offset(from) + (to.0 - from.0)).next_multiple_of(block);
+        for at in (start..end).step_by(SCAN_BYTES) {
+            let bytes = usize::try_from(end - at).unwrap_or(SCAN_BYTES).min(SCAN_BYTES);
+            let piece = &mut buffer.bytes_mut()[..bytes];
+            read_exact_at(&*source, piece, at)?;
+            write_all_at(&*target, piece, at)?;
+        }
+        target.sync_data()?;
+    }
+    Ok(())
+}
+
+/// Puts a checkpoint of the state behind everything that the journal holds, so that nothing is read of it any more but what
+/// is still needed. Its name is what counts: before it has that, all is as it was.
 ///
 /// # Errors
 /// [`DataError`]
-pub fn replay(
-    journal: &Path,
-    layout: Layout,
-    from: Lsn,
-    upto: Lsn,
-    mut show: impl FnMut(&Change<'_>, Place),
-) -> Result<(Lsn, u64), DataError> {
-    let mut records = Records::new(Stream::new(journal, layout, from, upto), layout.salt, from);
-    let mut changes = 0;
-    loop {
-        let at = records.at();
-        let path = || Layout::path(journal, layout.segment(at));
-        let Some((place, body)) = records.read().map_err(|error| DataError::Io(path(), error))? else {
-            return Ok((at, changes));
-        };
-        if !record::says_nothing(body, place.lsn) {
-            // A record whose sum is right and that cannot be read was written by a program that this one does not know.
-            let change = Change::decode(body).ok_or_else(|| DataError::Foreign(path()))?;
-            show(&change, place);
-            changes += 1;
-        }
-    }
-}
-
-/// True when something behind `lsn` says that the journal had been synced past it.
-///
-/// # Errors
-/// What the disk said.
-pub fn synced_past(journal: &Path, layout: Layout, segments: &BTreeSet<u64>, lsn: Lsn) -> io::Result<bool> {
-    let mut window = vec![0; SCAN_BYTES];
-    for segment in segments.range(layout.segment(lsn)..) {
-        let (mut at, mut filled) = (layout.start(*segment).max(lsn), 0);
-        let mut stream = Stream::new(journal, layout, at, Lsn(u64::MAX));
-        // A mark at a segment's end may go on in the next, so a little of that is read too.
-        let end = Lsn(layout.start(segment + 1).0 + record::MARK_BYTES as u64);
-        while at < end {
-            let count = stream.read(&mut window[filled..])?;
-            filled += count;
-            if filled == window.len() || count == 0 {
-                if record::find_mark_synced_past(&window[..filled], layout.salt, at, lsn).is_some() {
-                    return Ok(true);
-                }
-                // A mark may stand across two windows.
-                let kept = filled.min(record::MARK_BYTES);
-                window.copy_within(filled - kept..filled, 0);
-                at.0 += (filled - kept) as u64;
-                filled = kept;
-            }
-            if count == 0 {
-                break;
-            }
-        }
-    }
-    Ok(false)
-}
-
-/// True when a record had been begun at `end`: behind a write that was finished there is not even the beginning of one.
-///
-/// # Errors
-/// What the disk said.
-pub fn begins_record(journal: &Path, layout: Layout, end: Lsn) -> io::Result<bool> {
-    let mut header = Vec::new();
-    Stream::new(journal, layout, end, Lsn(end.0 + HEADER_BYTES as u64)).read_to_end(&mut header)?;
-    Ok(header.iter().any(|byte| *byte != 0))
+pub fn begin_anew(checkpoints: &Directory, survey: &mut Survey) -> Result<(), DataError> {
+    let layout = survey.layout;
+    let last = survey.segments.last().copied().unwrap_or(0).max(layout.segment(survey.end));
+    let lsn = layout.start(last + 1);
+    let number = survey.checkpoints.last().map_or(1, |newest| newest + 1);
+    let counters = survey.state.counters(lsn);
+    let state = &mut survey.state;
+    let items = |show: &mut dyn FnMut(&Item<'_>)| state.write_whole_image(lsn, show);
+    let written = checkpoint::write(checkpoints, layout, number, (counters, lsn), items);
+    let checkpoint = written.map_err(|error| DataError::Io(checkpoints.join(&checkpoint::name(number)), error))?;
+    survey.checkpoints.insert(number);
+    (survey.checkpoint, survey.end, survey.synced, survey.version) = (Some(checkpoint), lsn, lsn, VERSION);
+    Ok(())
 }
 
 /// Makes the rest of the segment behind `end` zero, if it is not.
-fn wipe(journal: &Path, layout: Layout, end: Lsn) -> io::Result<()> {
+fn wipe(journal: &Directory, layout: Layout, end: Lsn) -> io::Result<()> {
     let segment_end = layout.start(layout.segment(end) + 1);
     let mut stream = Stream::new(journal, layout, end, segment_end);
     let mut window = vec![0; SCAN_BYTES];
@@ -304,39 +215,19 @@ fn wipe(journal: &Path, layout: Layout, end: Lsn) -> io::Result<()> {
     Ok(())
 }
 
-/// Tells how far a long start is.
-struct Progress {
-    from: Lsn,
-    end: Lsn,
-    records: u64,
-    last: Instant,
-}
-
-impl Progress {
-    fn new(from: Lsn, end: Lsn) -> Self {
-        Self { from, end, records: 0, last: Instant::now() }
-    }
-
-    fn look(&mut self, lsn: Lsn) {
-        self.records += 1;
-        if self.records.is_multiple_of(RECORDS_PER_LOOK) && self.last.elapsed() >= PROGRESS_EVERY {
-            self.last = Instant::now();
-            let (done, all) = (lsn.0 - self.from.0, (self.end.0 - self.from.0).max(1));
-            info!(changes = self.records, percent = done * 100 / all, "reading the journal");
-        }
-    }
-}
-
 /// A small journal to damage.
 #[cfg(test)]
 pub(crate) mod sample {
     use super::*;
-    use crate::change::UserId;
+    use crate::change::{Change, Place, UserId};
     use crate::journal::Journal;
     use crate::log::{Log, Need, Sync};
+    use std::fs;
 
     /// Two blocks, so that a few batches need several.
     pub(crate) const SEGMENT_BYTES: u64 = 8192;
+    pub(crate) const START: Start =
+        Start { access: Access::Buffered, segment_bytes: SEGMENT_BYTES, salt: 7, now: 1_767_225_600_000 };
 
     /// A data directory whose journal adds one user after the other.
     pub(crate) struct Sample {
@@ -355,7 +246,7 @@ pub(crate) mod sample {
         pub(crate) fn new(batches: u32, name_bytes: usize, is_synced: bool) -> Self {
             let root = tempfile::tempdir().unwrap();
             let directory = DataDirectory::open(root.path()).unwrap();
-            let Recovered { layout, end, .. } = recover(&directory, Access::Buffered, SEGMENT_BYTES).unwrap();
+            let Recovered { layout, end, .. } = recover(&directory, START).unwrap();
             let mut store = SegmentStore::new(directory.journal(), layout, Access::Buffered, 1, 1);
             let mut journal = Journal::open(&directory.journal(), layout, Access::Buffered, end).unwrap();
             let mut log = Log::new(layout, end);
@@ -380,14 +271,14 @@ pub(crate) mod sample {
 
         /// The users that a start finds.
         pub(crate) fn users(&self) -> Result<(Vec<u32>, Recovered), DataError> {
-            let recovered = recover(&self.directory, Access::Buffered, SEGMENT_BYTES)?;
+            let recovered = recover(&self.directory, START)?;
             let users = recovered.state.mailboxes().map(|(user, _)| user.0).collect();
             Ok((users, recovered))
         }
 
         /// Where a position stands: the segment's path, and the byte in it.
         pub(crate) fn file(&self, lsn: Lsn) -> (std::path::PathBuf, usize) {
-            let path = Layout::path(&self.directory.journal(), self.layout.segment(lsn));
+            let path = self.directory.journal().join(&Layout::name(self.layout.segment(lsn)));
             (path, usize::try_from(self.layout.offset(lsn)).unwrap())
         }
 
@@ -403,14 +294,15 @@ pub(crate) mod sample {
 
 #[cfg(test)]
 mod tests {
-    use super::sample::{SEGMENT_BYTES, Sample};
+    use super::sample::{SEGMENT_BYTES, START, Sample};
     use super::*;
-    use crate::aligned::BLOCK_BYTES;
-    use crate::change::UserId;
+    use crate::change::{Change, UserId};
     use crate::check::check;
-    use crate::checkpoint::Span;
     use crate::journal::Journal;
     use crate::log::{Log, Need, Sync};
+    use crate::record::{self, HEADER_BYTES};
+    use crate::snapshot::Counters;
+    use std::fs;
 
     #[test]
     fn what_was_written_is_read_again() {
@@ -460,7 +352,8 @@ mod tests {
                 fs::write(&path, &flipped).unwrap();
                 let error = sample.users().unwrap_err();
                 let is_named = match &error {
-                    DataError::Foreign(_) => at < BLOCK_BYTES,
+                    // It is the only one.
+                    DataError::Hopeless(_) => at < BLOCK_BYTES,
                     DataError::Damaged(_, byte) => usize::try_from(*byte).unwrap() <= at && at >= BLOCK_BYTES,
                     _ => false,
                 };
@@ -475,15 +368,17 @@ mod tests {
         for missing in [0, 40, 5000, 3 * SEGMENT_BYTES] {
             let Sample { root, directory, layout, places, starts } = Sample::new(3, 20, false);
             let until = Lsn(places[5].end().0 + missing);
-            let span = Span { lsn: starts[1], until: Some(until) };
-            let counters = Item::Counters { users: 2, groups: 0, files: 0 };
-            let user =
-                |user, name| Item::User { user: UserId(user), name, password_hash: "", last_id: 0, changed: Lsn(0) };
-            let items = [counters, user(0, "messi"), user(1, "henderson")];
-            checkpoint::write(&directory.checkpoints(), layout, 1, span, items).unwrap();
-            let recovered = recover(&directory, Access::Buffered, SEGMENT_BYTES);
+            let counters = Counters { lsn: starts[1], users: 2, ..Counters::default() };
+            let items = |show: &mut dyn FnMut(&Item<'_>)| {
+                for (user, name) in [(0, "messi"), (1, "henderson")] {
+                    show(&Item::User { user: UserId(user), name, password_hash: "", last_id: 0, through: Lsn(0) });
+                }
+            };
+            checkpoint::write(&directory.checkpoints(), layout, 1, (counters, until), items).unwrap();
+            let recovered = recover(&directory, START);
             if missing > 0 {
-                assert!(matches!(recovered, Err(DataError::Damaged(..))), "{missing}: {recovered:?}");
+                let is_found = matches!(recovered, Err(DataError::Damaged(..) | DataError::Missing(_)));
+                assert!(is_found, "{missing}: {recovered:?}");
                 drop(directory);
                 assert!(!check(root.path(), false).unwrap().is_good());
                 assert!(check(root.path(), true).unwrap().is_good());
@@ -494,7 +389,7 @@ mod tests {
             let report = check(root.path(), false).unwrap();
             assert!(report.is_good(), "{report}");
             let directory = DataDirectory::open(root.path()).unwrap();
-            let Recovered { state, end, .. } = recover(&directory, Access::Buffered, SEGMENT_BYTES).unwrap();
+            let Recovered { state, end, .. } = recover(&directory, START).unwrap();
             assert!(end >= until);
             assert_eq!(state.users().count(), 6);
         }
@@ -511,7 +406,7 @@ mod tests {
     #[test]
     fn a_lost_segment_is_found() {
         let sample = Sample::new(8, 1500, true);
-        let path = |segment| Layout::path(&sample.directory.journal(), segment);
+        let path = |segment| sample.directory.journal().join(&Layout::name(segment));
         fs::rename(path(2), sample.root.path().join("away")).unwrap();
         assert!(matches!(sample.users(), Err(DataError::Missing(found)) if found == path(2)));
         fs::rename(sample.root.path().join("away"), path(2)).unwrap();
@@ -536,7 +431,7 @@ mod tests {
         // Records that fill blocks exactly, so that those of the earlier use stand where the next ones would.
         let root = tempfile::tempdir().unwrap();
         let directory = DataDirectory::open(root.path()).unwrap();
-        let Recovered { layout, end, .. } = recover(&directory, Access::Buffered, SEGMENT_BYTES).unwrap();
+        let Recovered { layout, end, .. } = recover(&directory, START).unwrap();
         let mut store = SegmentStore::new(directory.journal(), layout, Access::Buffered, 1, 1);
         let mut journal = Journal::open(&directory.journal(), layout, Access::Buffered, end).unwrap();
         let mut log = Log::new(layout, end);
@@ -550,18 +445,18 @@ mod tests {
             journal.write(std::slice::from_mut(&mut batch), Sync::Always).unwrap();
             log.settle(batch, journal.synced());
         };
-        let first = Layout::path(&directory.journal(), 1);
+        let first = directory.journal().join(&Layout::name(1));
         write(&mut log, &mut journal, 0);
         write(&mut log, &mut journal, 1);
         let used = fs::read(&first).unwrap();
         journal.add(store.prepare(0).unwrap().unwrap());
         write(&mut log, &mut journal, 2);
         // The next write did not come; what the segment held in its earlier use is there instead.
-        let second = Layout::path(&directory.journal(), 2);
+        let second = directory.journal().join(&Layout::name(2));
         let mut bytes = fs::read(&second).unwrap();
         bytes[2 * BLOCK_BYTES..].copy_from_slice(&used[2 * BLOCK_BYTES..]);
         fs::write(&second, &bytes).unwrap();
-        let recovered = recover(&directory, Access::Buffered, SEGMENT_BYTES).unwrap();
+        let recovered = recover(&directory, START).unwrap();
         assert_eq!(recovered.state.users().count(), 3);
         assert_eq!(recovered.end, log.end());
     }
@@ -579,7 +474,7 @@ mod tests {
     #[test]
     fn another_version_is_told_and_left_as_it_is() {
         let sample = Sample::new(1, 20, true);
-        let path = Layout::path(&sample.directory.journal(), 1);
+        let path = sample.directory.journal().join(&Layout::name(1));
         let mut bytes = fs::read(&path).unwrap();
         bytes[8..12].copy_from_slice(&2u32.to_le_bytes());
         let sum = crc32c::crc32c(&bytes[..32]);
@@ -598,13 +493,88 @@ mod tests {
     fn files_of_another_kind_and_unfinished_ones() {
         let sample = Sample::new(1, 20, true);
         let journal = sample.directory.journal();
+        let second = journal.join(&Layout::name(2));
         fs::write(journal.join("0000000002.tmp"), "half made").unwrap();
         assert!(sample.users().is_ok());
         assert!(!journal.join("0000000002.tmp").exists(), "what was never finished goes");
         let other = Layout { salt: sample.layout.salt ^ 1, ..sample.layout };
         for foreign in [b"something else".to_vec(), Vec::new(), other.header(2)] {
-            fs::write(Layout::path(&journal, 2), &foreign).unwrap();
-            assert!(matches!(sample.users(), Err(DataError::Foreign(path)) if path == Layout::path(&journal, 2)));
+            fs::write(&second, &foreign).unwrap();
+            assert!(matches!(sample.users(), Err(DataError::Foreign(path)) if path == second));
         }
+    }
+
+    /// The users that are left after a repair, which starts and is whole.
+    fn repaired(sample: Sample) -> (Vec<u32>, String) {
+        let Sample { root, directory, .. } = sample;
+        drop(directory);
+        let report = check(root.path(), true).unwrap();
+        assert!(report.is_good());
+        let again = check(root.path(), false).unwrap();
+        assert!(again.is_good(), "{again}");
+        let directory = DataDirectory::open(root.path()).unwrap();
+        let recovered = recover(&directory, START).unwrap();
+        recovered.state.assert_invariants();
+        let users = recovered.state.mailboxes().map(|(user, _)| user.0).collect();
+        (users, report.to_string())
+    }
+
+    #[test]
+    fn a_repair_keeps_every_change_but_the_damaged_one_and_gives_no_number_twice() {
+        // Of the last batch nobody can say whether it had been synced.
+        for damaged in 0..10 {
+            let sample = Sample::new(6, 1500, true);
+            let place = sample.places[damaged];
+            sample.flip(Lsn(place.lsn.0 + 40));
+            let (path, _) = sample.file(place.lsn);
+            let before = fs::read(&path).unwrap();
+            assert!(matches!(sample.users(), Err(DataError::Damaged(..))));
+            let kept = path.with_added_extension("damaged-1");
+            let Sample { root, directory, .. } = sample;
+            drop(directory);
+            let report = check(root.path(), true).unwrap().to_string();
+            assert!(report.contains(&format!("perhaps the account user{damaged}")), "{report}");
+            assert_eq!(fs::read(&kept).unwrap(), before);
+            assert!(check(root.path(), false).unwrap().is_good());
+            let directory = DataDirectory::open(root.path()).unwrap();
+            let state = recover(&directory, START).unwrap().state;
+            let users: Vec<u32> = state.mailboxes().map(|(user, _)| user.0).collect();
+            assert_eq!(users, (0..12).filter(|user| *user as usize != damaged).collect::<Vec<u32>>());
+            assert!(state.next_user().0 > 12, "one that was lost may have had any number");
+        }
+    }
+
+    #[test]
+    fn a_lost_segment_and_a_damaged_header_can_be_gone_over() {
+        let sample = Sample::new(8, 1500, true);
+        let journal = sample.directory.journal();
+        fs::remove_file(journal.join(&Layout::name(2))).unwrap();
+        let third = journal.join(&Layout::name(3));
+        let mut bytes = fs::read(&third).unwrap();
+        bytes[9] ^= 1;
+        fs::write(&third, &bytes).unwrap();
+        let (users, _) = repaired(sample);
+        assert!(users.len() >= 6 && users.contains(&0) && users.contains(&15), "{users:?}");
+    }
+
+    #[test]
+    fn records_that_cannot_be_told_apart_are_described_together() {
+        let sample = Sample::new(4, 20, true);
+        for place in &sample.places[1..3] {
+            // The length, so that it is not known where the next one stands.
+            sample.flip(Lsn(place.lsn.0 + 1));
+        }
+        let (users, report) = repaired(sample);
+        assert_eq!(users, [0, 3, 4, 5, 6, 7]);
+        assert!(report.contains("records that cannot be told apart"), "{report}");
+    }
+
+    #[test]
+    fn what_no_mark_says_was_synced_is_written_once_more() {
+        // The torn end is what a failed sync may have left: it was written once more, or is cut off, but is not in between.
+        let sample = Sample::new(3, 20, true);
+        let (_, recovered) = sample.users().unwrap();
+        assert_eq!(recovered.marked, sample.starts[2], "the last batch says so of those before it");
+        assert!(recovered.marked < recovered.end);
     }
 }

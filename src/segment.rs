@@ -8,22 +8,18 @@
 //! segment that is no longer needed. Where syncs are seldom it is only set aside. Nothing in a segment is changed once the journal has gone past it.
 
 use std::collections::BTreeSet;
-use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Read};
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
-
-use rustix::fs::{FallocateFlags, OFlags, fallocate};
-use rustix::io::{Errno, retry_on_intr};
 
 use crate::aligned::{AlignedBuffer, BLOCK_BYTES};
 use crate::change::Lsn;
-use crate::data;
+use crate::disk::{Directory, DiskFile, FileRef, Mode, is_direct_refused, is_full, write_all_at};
 use crate::field::{Fields, Put};
 
 const MAGIC: &[u8; 8] = b"kurirjnl";
-/// Of the layout of segments, records, changes and checkpoints together.
-pub const VERSION: u32 = 3;
+/// Of the layout of segments, records, changes and checkpoints together, as it is written.
+pub const VERSION: u32 = 4;
+/// The oldest that is read.
+pub const VERSION_MIN: u32 = 3;
 const HEADER_BYTES: usize = 8 + 4 + 4 + 8 + 8 + 4;
 /// Zeros are written in pieces of this size: a write of the journal waits for one of them.
 const FILL_BYTES: usize = 128 * 1024;
@@ -62,10 +58,10 @@ impl Layout {
         BLOCK_BYTES as u64 + lsn.0 % self.segment_bytes
     }
 
-    /// The path of a segment.
+    /// What the file of a segment is called.
     #[must_use]
-    pub fn path(directory: &Path, segment: u64) -> PathBuf {
-        directory.join(format!("{segment:010}.log"))
+    pub fn name(segment: u64) -> String {
+        format!("{segment:010}.log")
     }
 
     /// The block that a segment opens with: `kurirjnl`, [`VERSION`] (4 bytes), the salt (4), the segment's number (8), the
@@ -84,18 +80,35 @@ impl Layout {
         header
     }
 
-    /// Reads what [`Self::header`] makes: the layout, and the segment's number.
+    /// Reads what [`Self::header`] makes, also of an older version.
     #[must_use]
-    pub fn read_header(bytes: &[u8]) -> Option<(Self, u64)> {
+    pub fn read_header(bytes: &[u8]) -> Option<Header> {
         let fields = bytes.get(..HEADER_BYTES)?;
         let (sum, mut rest) = (crc32c::crc32c(&fields[..HEADER_BYTES - 4]), Fields(fields));
-        let is_ours = rest.bytes(MAGIC.len())? == MAGIC && rest.take::<u32>()? == VERSION;
+        let is_ours = rest.bytes(MAGIC.len())? == MAGIC;
+        let version = rest.take::<u32>()?;
         let (salt, segment, segment_bytes) = (rest.take()?, rest.take()?, rest.take::<u64>()?);
         let is_whole =
             rest.take::<u32>()? == sum && bytes.get(HEADER_BYTES..BLOCK_BYTES)?.iter().all(|byte| *byte == 0);
-        let is_sane = segment_bytes > 0 && segment_bytes.is_multiple_of(BLOCK_BYTES as u64);
-        (is_ours && is_whole && is_sane).then_some((Self { salt, segment_bytes }, segment))
+        let layout = Self { salt, segment_bytes };
+        (is_ours && is_whole && layout.is_sane()).then_some(Header { layout, segment, version })
     }
+
+    /// True for a layout that a journal can have.
+    pub(crate) fn is_sane(self) -> bool {
+        self.segment_bytes > 0 && self.segment_bytes.is_multiple_of(BLOCK_BYTES as u64)
+    }
+}
+
+/// What a segment says of itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Header {
+    /// How the journal lies in its segments.
+    pub layout: Layout,
+    /// Its number.
+    pub segment: u64,
+    /// Of its format.
+    pub version: u32,
 }
 
 /// How segments are written.
@@ -114,49 +127,26 @@ impl Access {
     ///
     /// # Errors
     /// What the disk said, but not that it does not.
-    pub fn probe(directory: &Path) -> io::Result<Self> {
-        let path = directory.join("probe.tmp");
+    pub fn probe(directory: &Directory) -> io::Result<Self> {
+        const NAME: &str = "probe.tmp";
         let block = AlignedBuffer::new(BLOCK_BYTES);
-        let written = create(&path, Self::Direct).and_then(|file| match file.write_all_at(block.bytes(), 0) {
+        let written = directory.open(NAME, Mode::CreateDirect).and_then(|file| match file.write_at(block.bytes(), 0) {
             // What was wrong with the block itself would have been said first.
             Err(error) if is_full(&error) => Ok(()),
-            written => written,
+            written => written.map(drop),
         });
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
+        directory.remove(NAME)?;
         match written {
             Ok(()) => Ok(Self::Direct),
             Err(error) if is_direct_refused(&error) => Ok(Self::Buffered),
             Err(error) => Err(error),
         }
     }
-}
 
-/// True when a file system says that it takes no direct writes.
-pub(crate) fn is_direct_refused(error: &io::Error) -> bool {
-    matches!(error.kind(), ErrorKind::InvalidInput | ErrorKind::Unsupported)
-}
-
-/// True when there is no room, for whichever reason.
-#[must_use]
-pub fn is_full(error: &io::Error) -> bool {
-    matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded)
-}
-
-fn flags(flags: OFlags) -> i32 {
-    flags.bits().cast_signed()
-}
-
-/// Makes a file, or empties the one that is there.
-pub(crate) fn create(path: &Path, access: Access) -> io::Result<File> {
-    let mut options = OpenOptions::new();
-    options.write(true).create(true).truncate(true).mode(0o600);
-    if access == Access::Direct {
-        options.custom_flags(flags(OFlags::DIRECT));
+    /// How a file is made that is filled before it is used.
+    pub(crate) fn to_create(self) -> Mode {
+        if self == Self::Direct { Mode::CreateDirect } else { Mode::Create }
     }
-    options.open(path)
 }
 
 /// A segment that the journal writes to.
@@ -165,7 +155,7 @@ pub struct Segment {
     /// Its number.
     pub number: u64,
     /// All its bytes are on the disk.
-    pub file: File,
+    pub file: FileRef,
 }
 
 impl Segment {
@@ -173,20 +163,16 @@ impl Segment {
     ///
     /// # Errors
     /// What the disk said.
-    pub fn open(directory: &Path, number: u64, access: Access) -> io::Result<Self> {
-        let mut options = OpenOptions::new();
-        options.write(true);
-        if access == Access::Direct {
-            options.custom_flags(flags(OFlags::DIRECT | OFlags::DSYNC));
-        }
-        Ok(Self { number, file: options.open(Layout::path(directory, number))? })
+    pub fn open(directory: &Directory, number: u64, access: Access) -> io::Result<Self> {
+        let mode = if access == Access::Direct { Mode::WriteDurable } else { Mode::Write };
+        Ok(Self { number, file: directory.open(&Layout::name(number), mode)? })
     }
 }
 
 /// The segments of a journal as files: makes those that come next, and takes back those that are not needed.
 #[derive(Debug)]
 pub struct SegmentStore {
-    directory: PathBuf,
+    directory: Directory,
     layout: Layout,
     access: Access,
     /// The last one that was made.
@@ -200,13 +186,13 @@ pub struct SegmentStore {
 impl SegmentStore {
     /// The segments in `directory`, of which there are `count` up to `last`.
     #[must_use]
-    pub fn new(directory: PathBuf, layout: Layout, access: Access, last: u64, count: u64) -> Self {
+    pub fn new(directory: Directory, layout: Layout, access: Access, last: u64, count: u64) -> Self {
         Self { directory, layout, access, last, count, pool: BTreeSet::new() }
     }
 
     /// Where they are.
     #[must_use]
-    pub fn directory(&self) -> &Path {
+    pub fn directory(&self) -> &Directory {
         &self.directory
     }
 
@@ -242,20 +228,19 @@ impl SegmentStore {
 
     fn make(&mut self, kept_free: u64) -> io::Result<Segment> {
         let number = self.last + 1;
-        let fresh = self.directory.join(format!("{number:010}.tmp"));
+        let fresh = format!("{number:010}.tmp");
         if self.recycle(&fresh)? {
             self.count -= 1;
             self.rewrite(&fresh, number)?;
         } else {
-            let disk = rustix::fs::statvfs(&self.directory)?;
-            let free = disk.f_bavail.saturating_mul(disk.f_frsize);
+            let free = self.directory.free_bytes()?;
             if free < self.layout.segment_bytes.saturating_add(kept_free) {
                 return Err(ErrorKind::StorageFull.into());
             }
-            self.fill(&fresh, number).inspect_err(|_| drop(remove(&fresh)))?;
+            self.fill(&fresh, number).inspect_err(|_| drop(self.directory.remove(&fresh)))?;
         }
-        fs::rename(&fresh, Layout::path(&self.directory, number))?;
-        data::sync(&self.directory)?;
+        self.directory.rename(&fresh, &Layout::name(number))?;
+        self.directory.sync()?;
         self.last = number;
         self.count += 1;
         Segment::open(&self.directory, number, self.access)
@@ -276,20 +261,20 @@ impl SegmentStore {
     }
 
     fn remove(&mut self, segment: u64) -> io::Result<()> {
-        remove(&Layout::path(&self.directory, segment))?;
+        self.directory.remove(&Layout::name(segment))?;
         self.count -= 1;
         Ok(())
     }
 
     /// Renames one of the pool to `fresh`, if there is one that nothing else has a link to.
-    fn recycle(&mut self, fresh: &Path) -> io::Result<bool> {
+    fn recycle(&mut self, fresh: &str) -> io::Result<bool> {
         while let Some(segment) = self.pool.pop_first() {
-            let path = Layout::path(&self.directory, segment);
+            let name = Layout::name(segment);
             // What a backup links to is the backup's too.
-            if fs::metadata(&path)?.nlink() == 1 {
-                fs::rename(&path, fresh)?;
+            if self.directory.status(&name)?.links == 1 {
+                self.directory.rename(&name, fresh)?;
                 // Under its old name it is never seen with its new header.
-                return data::sync(&self.directory).map(|()| true);
+                return self.directory.sync().map(|()| true);
             }
             self.remove(segment)?;
         }
@@ -297,44 +282,36 @@ impl SegmentStore {
     }
 
     /// Gives a segment that was another a new header. What stands behind its first block may stay: it does not count.
-    fn rewrite(&self, path: &Path, number: u64) -> io::Result<()> {
-        let file = OpenOptions::new().write(true).open(path)?;
-        file.write_all_at(&self.layout.header(number), 0)?;
-        file.write_all_at(&[0; BLOCK_BYTES], BLOCK_BYTES as u64)?;
+    fn rewrite(&self, name: &str, number: u64) -> io::Result<()> {
+        let file = self.directory.open(name, Mode::Write)?;
+        write_all_at(&*file, &self.layout.header(number), 0)?;
+        write_all_at(&*file, &[0; BLOCK_BYTES], BLOCK_BYTES as u64)?;
         file.sync_all()
     }
 
-    fn fill(&self, path: &Path, number: u64) -> io::Result<()> {
-        let file = create(path, self.access)?;
+    fn fill(&self, name: &str, number: u64) -> io::Result<()> {
+        let file = self.directory.open(name, self.access.to_create())?;
         let header = self.layout.header(number);
-        if self.access == Access::Seldom && set_aside(&file, BLOCK_BYTES as u64 + self.layout.segment_bytes)? {
-            file.write_all_at(&header, 0)?;
+        // A sync has then to write down which bytes are in use, which is nothing where syncs are seldom, and saves the page
+        // cache all the zeros.
+        if self.access == Access::Seldom && file.allocate(BLOCK_BYTES as u64 + self.layout.segment_bytes)? {
+            write_all_at(&*file, &header, 0)?;
             return file.sync_all();
         }
         let mut zeros = AlignedBuffer::new(FILL_BYTES);
         zeros.bytes_mut()[..BLOCK_BYTES].copy_from_slice(&header);
-        file.write_all_at(&zeros.bytes()[..BLOCK_BYTES], 0)?;
+        write_all_at(&*file, &zeros.bytes()[..BLOCK_BYTES], 0)?;
         zeros.bytes_mut()[..BLOCK_BYTES].fill(0);
-        write_zeros(&file, &zeros, BLOCK_BYTES as u64, BLOCK_BYTES as u64 + self.layout.segment_bytes)?;
+        write_zeros(&*file, &zeros, BLOCK_BYTES as u64, BLOCK_BYTES as u64 + self.layout.segment_bytes)?;
         file.sync_all()
     }
 }
 
-/// Has the file system set so many bytes aside, which read as zeros; false where it does not do that. A sync has then to write
-/// down which of them are in use, which is nothing where syncs are seldom, and saves the page cache all the zeros.
-fn set_aside(file: &File, bytes: u64) -> io::Result<bool> {
-    match retry_on_intr(|| fallocate(file, FallocateFlags::empty(), 0, bytes)) {
-        Ok(()) => Ok(true),
-        Err(error @ (Errno::NOSPC | Errno::DQUOT | Errno::FBIG)) => Err(error.into()),
-        Err(_) => Ok(false),
-    }
-}
-
-fn write_zeros(file: &File, zeros: &AlignedBuffer, from: u64, to: u64) -> io::Result<()> {
+fn write_zeros(file: &dyn DiskFile, zeros: &AlignedBuffer, from: u64, to: u64) -> io::Result<()> {
     let mut at = from;
     while at < to {
         let bytes = usize::try_from(to - at).unwrap_or(usize::MAX).min(zeros.bytes().len());
-        file.write_all_at(&zeros.bytes()[..bytes], at)?;
+        write_all_at(file, &zeros.bytes()[..bytes], at)?;
         at += bytes as u64;
     }
     Ok(())
@@ -344,88 +321,58 @@ fn write_zeros(file: &File, zeros: &AlignedBuffer, from: u64, to: u64) -> io::Re
 ///
 /// # Errors
 /// What the disk said.
-pub fn own(directory: &Path, segment: u64) -> io::Result<()> {
-    let path = Layout::path(directory, segment);
-    if fs::metadata(&path)?.nlink() == 1 {
+pub fn own(directory: &Directory, segment: u64) -> io::Result<()> {
+    let name = Layout::name(segment);
+    if directory.status(&name)?.links == 1 {
         return Ok(());
     }
-    let fresh = directory.join(format!("{segment:010}.tmp"));
-    let mut copy = create(&fresh, Access::Buffered)?;
-    io::copy(&mut File::open(&path)?, &mut copy)?;
-    copy.sync_all()?;
-    fs::rename(&fresh, &path)?;
-    data::sync(directory)
+    let bytes = directory.read(&name)?;
+    directory.replace(&name, &bytes)
 }
 
 /// Makes everything in a segment from a position on zero, durably, and the file as long as it should be.
 ///
 /// # Errors
 /// What the disk said.
-pub fn clear_from(directory: &Path, layout: Layout, lsn: Lsn) -> io::Result<()> {
-    let file = OpenOptions::new().write(true).open(Layout::path(directory, layout.segment(lsn)))?;
-    write_zeros(&file, &AlignedBuffer::new(FILL_BYTES), layout.offset(lsn), BLOCK_BYTES as u64 + layout.segment_bytes)?;
+pub fn clear_from(directory: &Directory, layout: Layout, lsn: Lsn) -> io::Result<()> {
+    let file = directory.open(&Layout::name(layout.segment(lsn)), Mode::Write)?;
+    let end = BLOCK_BYTES as u64 + layout.segment_bytes;
+    write_zeros(&*file, &AlignedBuffer::new(FILL_BYTES), layout.offset(lsn), end)?;
     file.sync_all()
-}
-
-/// Removes a file that may be gone.
-///
-/// # Errors
-/// What the disk said.
-pub fn remove(path: &Path) -> io::Result<()> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    }
 }
 
 /// The numbers of the segments in `directory`, by their names.
 ///
 /// # Errors
 /// What the disk said.
-pub fn list(directory: &Path) -> io::Result<BTreeSet<u64>> {
-    let mut numbers = BTreeSet::new();
-    for entry in fs::read_dir(directory)? {
-        let name = entry?.file_name();
-        numbers
-            .extend(name.to_str().and_then(|name| name.strip_suffix(".log")).and_then(|name| name.parse::<u64>().ok()));
-    }
-    Ok(numbers)
+pub fn list(directory: &Directory) -> io::Result<BTreeSet<u64>> {
+    let names = directory.list()?;
+    Ok(names.iter().filter_map(|entry| entry.name.strip_suffix(".log")?.parse::<u64>().ok()).collect())
 }
 
-/// Reads the header of a segment; none if it is not one.
+/// Reads the header of a segment, of whichever version; none if it is not one.
 ///
 /// # Errors
 /// What the disk said.
-pub fn header_of(directory: &Path, segment: u64) -> io::Result<Option<Layout>> {
-    let mut header = Vec::new();
-    File::open(Layout::path(directory, segment))?.take(BLOCK_BYTES as u64).read_to_end(&mut header)?;
-    Ok(Layout::read_header(&header).filter(|(_, number)| *number == segment).map(|(layout, _)| layout))
+pub fn header_of(directory: &Directory, segment: u64) -> io::Result<Option<Header>> {
+    let header = directory.read_start(&Layout::name(segment), BLOCK_BYTES)?;
+    Ok(Layout::read_header(&header).filter(|header| header.segment == segment))
 }
 
 /// How many bytes a segment has that has not all of them.
-#[must_use]
-pub fn cut_short(directory: &Path, layout: Layout, segment: u64) -> Option<u64> {
+///
+/// # Errors
+/// What the disk said.
+pub fn cut_short(directory: &Directory, layout: Layout, segment: u64) -> io::Result<Option<u64>> {
     let whole = BLOCK_BYTES as u64 + layout.segment_bytes;
-    let bytes = fs::metadata(Layout::path(directory, segment)).map_or(0, |metadata| metadata.len());
-    (bytes != whole).then_some(bytes)
-}
-
-/// The version of a segment that is whole, and that this program does not know.
-#[must_use]
-pub fn other_version(directory: &Path, segment: u64) -> Option<u32> {
-    let mut header = Vec::new();
-    let read = File::open(Layout::path(directory, segment))
-        .and_then(|file| file.take(HEADER_BYTES as u64).read_to_end(&mut header));
-    let version = header.get(8..12).and_then(|bytes| bytes.first_chunk::<4>()).map(|bytes| u32::from_le_bytes(*bytes));
-    let sum = header.get(HEADER_BYTES - 4..).and_then(|bytes| bytes.first_chunk::<4>());
-    let is_whole = sum.is_some_and(|sum| crc32c::crc32c(&header[..HEADER_BYTES - 4]) == u32::from_le_bytes(*sum));
-    version.filter(|version| read.is_ok() && is_whole && header.starts_with(MAGIC) && *version != VERSION)
+    let bytes = directory.status(&Layout::name(segment))?.bytes;
+    Ok((bytes != whole).then_some(bytes))
 }
 
 /// The stream's bytes, from segment to segment, up to the first that is not there.
 #[derive(Debug)]
 pub struct Stream {
-    directory: PathBuf,
+    directory: Directory,
     layout: Layout,
     at: Lsn,
     end: Lsn,
@@ -435,8 +382,8 @@ pub struct Stream {
 impl Stream {
     /// The bytes from `at` to `end`, or to where they end before.
     #[must_use]
-    pub fn new(directory: &Path, layout: Layout, at: Lsn, end: Lsn) -> Self {
-        Self { directory: directory.to_owned(), layout, at, end, open: None }
+    pub fn new(directory: &Directory, layout: Layout, at: Lsn, end: Lsn) -> Self {
+        Self { directory: directory.clone(), layout, at, end, open: None }
     }
 }
 
@@ -444,7 +391,7 @@ impl Read for Stream {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         let number = self.layout.segment(self.at);
         if self.open.as_ref().is_none_or(|segment| segment.number != number) {
-            match File::open(Layout::path(&self.directory, number)) {
+            match self.directory.open(&Layout::name(number), Mode::Read) {
                 Ok(file) => self.open = Some(Segment { number, file }),
                 Err(error) if error.kind() == ErrorKind::NotFound => return Ok(0),
                 Err(error) => return Err(error),
@@ -465,15 +412,15 @@ mod tests {
 
     const LAYOUT: Layout = Layout { salt: 7, segment_bytes: 64 * 1024 };
 
-    fn store(directory: &Path) -> SegmentStore {
+    fn store(directory: &Directory) -> SegmentStore {
         let access = Access::probe(directory).unwrap();
-        SegmentStore::new(directory.to_owned(), LAYOUT, access, 0, 0)
+        SegmentStore::new(directory.clone(), LAYOUT, access, 0, 0)
     }
 
     #[test]
     fn a_flipped_bit_in_a_header_is_seen() {
         let header = LAYOUT.header(3);
-        assert_eq!(Layout::read_header(&header), Some((LAYOUT, 3)));
+        assert_eq!(Layout::read_header(&header), Some(Header { layout: LAYOUT, segment: 3, version: VERSION }));
         for at in 0..header.len() {
             let mut flipped = header.clone();
             flipped[at] ^= 1 << (at % 8);
@@ -484,39 +431,42 @@ mod tests {
 
     #[test]
     fn segments_are_made_whole_and_in_order() {
-        let directory = tempfile::tempdir().unwrap();
-        let mut store = store(directory.path());
+        let root = tempfile::tempdir().unwrap();
+        let directory = &Directory::on_system(root.path());
+        let mut store = store(directory);
         for number in 1..=3 {
             assert_eq!(store.prepare(0).unwrap().unwrap().number, number);
-            let bytes = fs::read(Layout::path(directory.path(), number)).unwrap();
+            let bytes = directory.read(&Layout::name(number)).unwrap();
             assert_eq!(bytes.len() as u64, BLOCK_BYTES as u64 + LAYOUT.segment_bytes);
-            assert_eq!(Layout::read_header(&bytes), Some((LAYOUT, number)));
+            let header = Header { layout: LAYOUT, segment: number, version: VERSION };
+            assert_eq!(Layout::read_header(&bytes), Some(header));
             assert!(bytes[BLOCK_BYTES..].iter().all(|byte| *byte == 0));
         }
-        assert_eq!(list(directory.path()).unwrap(), BTreeSet::from([1, 2, 3]));
+        assert_eq!(list(directory).unwrap(), BTreeSet::from([1, 2, 3]));
         assert_eq!(store.count(), 3);
     }
 
     #[test]
     fn what_is_not_needed_is_used_again_or_removed() {
-        let directory = tempfile::tempdir().unwrap();
-        let mut store = store(directory.path());
+        let root = tempfile::tempdir().unwrap();
+        let directory = &Directory::on_system(root.path());
+        let mut store = store(directory);
         for _ in 0..4 {
             store.prepare(0).unwrap().unwrap();
         }
-        let inode = |number| fs::metadata(Layout::path(directory.path(), number)).unwrap().ino();
-        let (second, third) = (inode(2), inode(3));
+        let identity = |number| directory.status(&Layout::name(number)).unwrap().identity;
+        let (second, third) = (identity(2), identity(3));
         store.release(&[1, 2, 3], 3).unwrap();
-        assert_eq!(list(directory.path()).unwrap(), BTreeSet::from([2, 3, 4]));
+        assert_eq!(list(directory).unwrap(), BTreeSet::from([2, 3, 4]));
         assert_eq!(store.prepare(0).unwrap().unwrap().number, 5);
-        assert_eq!(inode(5), second);
-        assert_eq!(header_of(directory.path(), 5).unwrap(), Some(LAYOUT));
+        assert_eq!(identity(5), second);
+        assert_eq!(header_of(directory, 5).unwrap().unwrap().layout, LAYOUT);
         // What a backup has a link to is left as it is.
-        fs::hard_link(Layout::path(directory.path(), 3), directory.path().join("backup")).unwrap();
+        directory.link_into(&Layout::name(3), directory, "backup").unwrap();
         assert_eq!(store.prepare(0).unwrap().unwrap().number, 6);
-        assert_ne!(inode(6), third);
-        assert_eq!(fs::metadata(directory.path().join("backup")).unwrap().nlink(), 1);
-        assert_eq!(list(directory.path()).unwrap(), BTreeSet::from([4, 5, 6]));
+        assert_ne!(identity(6), third);
+        assert_eq!(directory.status("backup").unwrap().links, 1);
+        assert_eq!(list(directory).unwrap(), BTreeSet::from([4, 5, 6]));
         assert_eq!(store.count(), 3);
     }
 }

@@ -30,6 +30,8 @@ use crate::verb::{Spec, Verb};
 
 /// Sessions ended in one turn because they were not used for long.
 const SESSIONS_EXPIRED_PER_TURN_MAX: usize = 64;
+/// How often it is written down how long servers have run.
+const ELAPSED_EVERY_MS: u64 = 10 * 60 * 1000;
 
 /// What all connections share.
 pub(crate) struct Service {
@@ -45,6 +47,8 @@ pub(crate) struct Service {
     /// Wrong passwords.
     pub(crate) failures: Failures,
     pub(crate) now: Clock,
+    /// How long servers had run when the steady clock stood at the second.
+    elapsed_since: Option<(u64, u64)>,
     pub(crate) inbox: InboxWriter,
     /// Password work that is not done.
     pub(crate) passwords: PasswordQueue,
@@ -104,6 +108,7 @@ impl Service {
             foundings_by_network: Throttle::new(limits.groups_per_minute_per_address_max, limits.counted_max),
             failures: Failures::default(),
             now: Clock::default(),
+            elapsed_since: None,
             inbox: InboxWriter::default(),
             passwords: PasswordQueue::default(),
             files_next,
@@ -129,7 +134,7 @@ impl Service {
     }
 
     pub(crate) fn context<'e>(&'e mut self, peer: Peer, random: &'e mut dyn FnMut() -> [u8; 16]) -> Context<'e> {
-        let memory_short = self.memory_short();
+        let (memory_short, elapsed_ms) = (self.memory_short(), self.elapsed_ms());
         Context {
             state: &mut self.state,
             log: &mut self.log,
@@ -146,6 +151,7 @@ impl Service {
             is_memory_short: self.held_bytes as u64 >= memory_short,
             is_registration_open: self.is_registration_open,
             now: self.now,
+            elapsed_ms,
             token: &mut self.token,
             receiver: self.receiver.take(),
             incoming: &self.incoming,
@@ -284,7 +290,7 @@ impl Service {
 
     /// Keeps everything on the disk that is there now, as long as the connection lasts, and says what that is.
     fn hold(&mut self, connection: &mut Connection, spec: &'static Spec) {
-        let (segments, checkpoint) = self.upkeep.hold();
+        let (segments, checkpoint) = self.upkeep.hold(&self.log);
         if connection.is_holding {
             self.upkeep.release();
         }
@@ -317,6 +323,36 @@ impl Service {
             let change = Change::SessionClosed { session };
             let Ok(place) = self.log.append(&change, Need::Less) else { return };
             self.state.apply(&change, place);
+        }
+    }
+
+    /// Takes the time of a turn.
+    pub(crate) fn set_now(&mut self, now: Clock) {
+        self.now = now;
+        self.elapsed_since.get_or_insert((self.state.elapsed_ms(), now.steady_ms));
+    }
+
+    /// How long servers have run on this state.
+    fn elapsed_ms(&self) -> u64 {
+        let (before, since) = self.elapsed_since.unwrap_or_default();
+        before.saturating_add(self.now.steady_ms.saturating_sub(since))
+    }
+
+    /// When by the steady clock it is to be written down next how long servers have run.
+    pub(crate) fn elapsed_due(&self) -> u64 {
+        let unwritten = self.elapsed_ms().saturating_sub(self.state.elapsed_ms());
+        self.now.steady_ms.saturating_add(ELAPSED_EVERY_MS.saturating_sub(unwritten))
+    }
+
+    /// Writes down how long servers have run, if that is due, or at an end if it has grown.
+    pub(crate) fn write_down_elapsed(&mut self, is_end: bool) {
+        let elapsed_ms = self.elapsed_ms();
+        let is_due = is_end && elapsed_ms > self.state.elapsed_ms() || self.elapsed_due() <= self.now.steady_ms;
+        if is_due && !self.log.must_wait() {
+            let change = Change::TimePassed { elapsed_ms };
+            if let Ok(place) = self.log.append(&change, Need::More) {
+                self.state.apply(&change, place);
+            }
         }
     }
 

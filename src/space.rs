@@ -5,7 +5,11 @@ use std::path::PathBuf;
 
 use crate::change::Lsn;
 use crate::checkpoint;
-use crate::segment::{self, Layout, Segment, SegmentStore};
+use crate::disk::Directory;
+use crate::segment::{Layout, Segment, SegmentStore};
+
+/// Names of the copy of an older format that go at once, so that the journal waits for little of it.
+const COPY_NAMES_AT_ONCE: usize = 1024;
 
 /// What the loop wants done.
 #[derive(Debug, Default)]
@@ -20,6 +24,8 @@ pub struct SpaceJob {
     pub is_more_wanted: bool,
     /// if so many bytes stay free for a checkpoint.
     pub kept_free: u64,
+    /// The copy of the data in an older format should go.
+    pub is_copy_outdated: bool,
 }
 
 /// What the disk has.
@@ -33,21 +39,26 @@ pub struct SpaceDone {
     pub segments: u64,
     /// How many of them are kept to be used again.
     pub spare: u64,
+    /// There is something left of the copy of the data in an older format.
+    pub has_copy: bool,
 }
 
 /// Does it.
 #[derive(Debug)]
 pub struct Space {
     segments: SegmentStore,
-    checkpoints: PathBuf,
+    checkpoints: Directory,
+    copy: Directory,
+    has_copy: bool,
     layout: Layout,
 }
 
 impl Space {
-    /// Looks after these segments and the checkpoints in a directory.
+    /// Looks after these segments, the checkpoints in a directory, and the copy of an older format, if there is one.
     #[must_use]
-    pub fn new(segments: SegmentStore, checkpoints: PathBuf, layout: Layout) -> Self {
-        Self { segments, checkpoints, layout }
+    pub fn new(segments: SegmentStore, checkpoints: Directory, copy: Directory, layout: Layout) -> Self {
+        let has_copy = copy.exists();
+        Self { segments, checkpoints, copy, has_copy, layout }
     }
 
     /// Does one job. A segment that was made is for the journal, before the loop hears of it.
@@ -56,10 +67,15 @@ impl Space {
     /// What the disk said, and where.
     pub fn run(&mut self, job: &SpaceJob) -> Result<(SpaceDone, Option<Segment>), (PathBuf, io::Error)> {
         for number in &job.outdated {
-            let path = checkpoint::path(&self.checkpoints, *number);
-            segment::remove(&path).map_err(|error| (path, error))?;
+            let name = checkpoint::name(*number);
+            self.checkpoints.remove(&name).map_err(|error| (self.checkpoints.join(&name), error))?;
         }
-        let directory = self.segments.directory().to_owned();
+        if job.is_copy_outdated && self.has_copy {
+            let mut left = COPY_NAMES_AT_ONCE;
+            let removed = self.copy.remove_some(&mut left);
+            self.has_copy = !removed.map_err(|error| (self.copy.path().to_owned(), error))?;
+        }
+        let directory = self.segments.directory().path().to_owned();
         let failed = |error| (directory.clone(), error);
         self.segments.release(&job.freed, job.segments_max).map_err(failed)?;
         let made = if job.is_more_wanted { self.segments.prepare(job.kept_free).map_err(failed)? } else { None };
@@ -71,6 +87,7 @@ impl Space {
     #[must_use]
     pub fn done(&self) -> SpaceDone {
         let room = self.layout.start(self.segments.last() + 1);
-        SpaceDone { room, is_full: false, segments: self.segments.count(), spare: self.segments.spare() }
+        let (segments, spare) = (self.segments.count(), self.segments.spare());
+        SpaceDone { room, is_full: false, segments, spare, has_copy: self.has_copy }
     }
 }

@@ -1,5 +1,7 @@
 //! Users, sessions, groups, mailboxes and file lists: plain owned state, changed in one place, [`State::apply`].
 //!
+//! What changes it is here; `image` writes it down for a checkpoint, and `restore` is the way back.
+//!
 //! It knows nothing of requests, buffers, disks or clocks. `apply` is deterministic and total: the same changes in the
 //! same order make the same state, in the running server and at start-up, and a change that names what is not there
 //! changes nothing.
@@ -11,8 +13,14 @@ use compact_str::CompactString;
 
 use crate::change::{Change, FileId, GroupId, Holders, Kept, Lsn, Place, SessionId, Target, UserId};
 use crate::mailbox::Mailbox;
-use crate::snapshot::Item;
 use crate::usage::Usage;
+
+mod image;
+mod restore;
+
+use image::Image;
+pub use image::{ImageItem, Portion};
+pub use restore::Skipped;
 
 /// A token is good for this long after its last use.
 pub const SESSION_MS_MAX: u64 = 30 * 24 * HOUR_MS;
@@ -26,19 +34,23 @@ pub struct State {
     users: Vec<Option<Box<User>>>,
     /// One for each of them, side by side: a message needs its receiver's, and nothing else of whose it is.
     mailboxes: Vec<Option<Mailbox>>,
-    groups: HashMap<GroupId, Group>,
+    groups: BTreeMap<GroupId, Group>,
     groups_next: u32,
     /// Most names are short enough to stand in the table itself.
     names: HashMap<CompactString, Owner, ahash::RandomState>,
     sessions: HashMap<SessionId, Session, BuildHasherDefault<SessionHasher>>,
     /// The same sessions, the one used longest ago first.
     sessions_by_use: BTreeSet<(u64, SessionId)>,
-    files: HashMap<FileId, StoredFile>,
+    files: BTreeMap<FileId, StoredFile>,
     files_by_origin: HashMap<(UserId, Target, Box<str>), FileId>,
     files_next: u64,
     files_bytes: u64,
     files_freed: Vec<FileId>,
+    /// How long servers have run on it, as far as it was written down.
+    elapsed_ms: u64,
     usage: Usage,
+    /// A checkpoint that is being made of it.
+    image: Image,
 }
 
 /// A session's id is a SHA-256 already, which nobody can choose, so some of its bits are as good as any hash of it.
@@ -107,6 +119,8 @@ pub struct Session {
     pub user: UserId,
     /// When it was last used, as far as it was written down.
     pub used: u64,
+    /// How long servers had run then.
+    pub elapsed_ms: u64,
 }
 
 /// A group.
@@ -118,6 +132,8 @@ pub struct Group {
     pub owner: UserId,
     /// Its members, the longest first.
     pub members: Vec<UserId>,
+    /// Where in the journal it says that each of them joined.
+    joined: Vec<Lsn>,
     /// A PHC string, where one must know a secret to join.
     pub secret_hash: Option<Box<str>>,
 }
@@ -129,8 +145,14 @@ pub struct StoredFile {
     pub from: UserId,
     /// To whom.
     pub to: Target,
+    /// What the sender was called, under which the receivers list it.
+    pub from_name: Box<str>,
+    /// What the target was called, under which the sender lists it.
+    pub to_name: Box<str>,
     /// Its name, as sent.
     pub name: Box<str>,
+    /// When it was sent, in milliseconds since 1970, UTC.
+    pub at: u64,
     /// Its size, decoded.
     pub bytes: u64,
     /// When in the order of changes it was stored.
@@ -142,10 +164,21 @@ pub struct StoredFile {
 }
 
 impl StoredFile {
-    /// One that nobody lists yet.
-    fn new(from: UserId, to: Target, name: &str, bytes: u64, lsn: Lsn, kept: Kept) -> Self {
-        Self { from, to, name: name.into(), bytes, lsn, kept, holders: Vec::new() }
+    /// The name of the other party, under which a holder lists it.
+    fn party(&self, holder: UserId) -> &str {
+        if holder == self.from { &self.to_name } else { &self.from_name }
     }
+}
+
+/// A file that is sent.
+struct SentFile<'a> {
+    file: FileId,
+    from: UserId,
+    to: Target,
+    at: u64,
+    name: &'a str,
+    bytes: u64,
+    kept: Kept,
 }
 
 /// What the state can be asked.
@@ -156,17 +189,19 @@ impl State {
         Self {
             users: Vec::new(),
             mailboxes: Vec::new(),
-            groups: HashMap::new(),
+            groups: BTreeMap::new(),
             groups_next: 0,
             names: HashMap::default(),
             sessions: HashMap::default(),
             sessions_by_use: BTreeSet::new(),
-            files: HashMap::new(),
+            files: BTreeMap::new(),
             files_by_origin: HashMap::new(),
             files_next: 0,
             files_bytes: 0,
             files_freed: Vec::new(),
+            elapsed_ms: 0,
             usage: Usage::new(segment_bytes),
+            image: Image::default(),
         }
     }
 
@@ -228,7 +263,7 @@ impl State {
         self.names.len().saturating_sub(self.groups.len())
     }
 
-    /// Every group, in no order.
+    /// Every group, in the order in which they were made.
     pub fn groups(&self) -> impl ExactSizeIterator<Item = &Group> {
         self.groups.values()
     }
@@ -289,7 +324,7 @@ impl State {
         self.files.get(&file)
     }
 
-    /// Every stored file, in no order.
+    /// Every stored file, in the order of their numbers.
     pub fn files(&self) -> impl Iterator<Item = (FileId, &StoredFile)> {
         self.files.iter().map(|(file, stored)| (*file, stored))
     }
@@ -330,6 +365,12 @@ impl State {
         FileId(self.files_next)
     }
 
+    /// How long servers have run on it, as far as it was written down.
+    #[must_use]
+    pub fn elapsed_ms(&self) -> u64 {
+        self.elapsed_ms
+    }
+
     /// Segments in which no message waits any more since this was last asked; see [`Usage`].
     pub fn take_emptied_segments(&mut self) -> BTreeSet<u64> {
         self.usage.take_emptied()
@@ -342,46 +383,95 @@ impl State {
     }
 }
 
-/// For tests.
+/// What must always be true.
 impl State {
-    /// Holds every count and every list against what it is of.
+    /// Verifies every count and every list against what it is of. Says the first that is wrong.
+    ///
+    /// # Errors
+    /// What is wrong.
+    pub fn check_invariants(&self) -> Result<(), String> {
+        self.check_files()?;
+        self.check_users()?;
+        self.check_groups()?;
+        ensure(self.sessions.len() == self.sessions_by_use.len(), || "logins by their use".to_owned())?;
+        let open: usize = self.users().map(|account| account.sessions.len()).sum();
+        ensure(open == self.sessions.len(), || "logins of nobody".to_owned())?;
+        ensure(self.names.len() == self.groups.len() + self.users().count(), || "names".to_owned())
+    }
+
+    /// The same for tests.
     ///
     /// # Panics
-    /// One is wrong.
+    /// Something is wrong.
     pub fn assert_invariants(&self) {
+        let checked = self.check_invariants();
+        assert!(checked.is_ok(), "{checked:?}");
+    }
+
+    fn check_files(&self) -> Result<(), String> {
+        for (id, stored) in &self.files {
+            ensure(id.0 < self.files_next, || format!("the number of {id:?} may come again"))?;
+            ensure(!stored.holders.is_empty(), || format!("nobody lists {id:?}"))?;
+            for holder in &stored.holders {
+                let lists = self.user(*holder).and_then(|account| account.files.get(stored.party(*holder)));
+                let is_listed = lists.and_then(|names| names.get(&stored.name)).is_some_and(|files| files.contains(id));
+                ensure(is_listed, || format!("{holder:?} does not list {id:?}"))?;
+            }
+        }
+        for (origin, id) in &self.files_by_origin {
+            let is_of_it =
+                |stored: &StoredFile| (stored.from, stored.to, &stored.name) == (origin.0, origin.1, &origin.2);
+            ensure(self.files.get(id).is_some_and(is_of_it), || format!("{id:?} is to be replaced"))?;
+        }
+        let bytes: u64 = self.files.values().map(|stored| stored.bytes).sum();
+        ensure(bytes == self.files_bytes, || "bytes of all files".to_owned())
+    }
+
+    fn check_users(&self) -> Result<(), String> {
         let mut sent: HashMap<UserId, (u64, usize)> = HashMap::new();
         let mut listed: HashMap<UserId, usize> = HashMap::new();
         for stored in self.files.values() {
             let (bytes, files) = sent.entry(stored.from).or_default();
             (*bytes, *files) = (*bytes + stored.bytes, *files + 1);
-            assert!(!stored.holders.is_empty(), "a file that nobody lists");
             stored.holders.iter().for_each(|holder| *listed.entry(*holder).or_default() += 1);
         }
-        assert_eq!(self.files.values().map(|stored| stored.bytes).sum::<u64>(), self.files_bytes, "bytes of all files");
-        assert_eq!(self.users.len(), self.mailboxes.len(), "a mailbox for each");
+        ensure(self.users.len() == self.mailboxes.len(), || "a mailbox for each".to_owned())?;
         for (number, account) in (0..).zip(&self.users) {
             let user = UserId(number);
-            assert_eq!(account.is_some(), self.mailbox(user).is_some(), "the mailbox of {user:?}");
+            ensure(account.is_some() == self.mailbox(user).is_some(), || format!("the mailbox of {user:?}"))?;
             let Some(account) = account else { continue };
-            assert_eq!(self.user_named(&account.name), Some(user), "a name");
-            let (bytes, files) = sent.get(&user).copied().unwrap_or_default();
-            assert_eq!((account.sent_bytes, account.sent_files), (bytes, files), "what {user:?} has sent");
+            ensure(self.user_named(&account.name) == Some(user), || format!("the name of {user:?}"))?;
+            let of_user = sent.get(&user).copied().unwrap_or_default();
+            ensure((account.sent_bytes, account.sent_files) == of_user, || format!("what {user:?} has sent"))?;
             let in_list: usize = account.files.values().flat_map(BTreeMap::values).map(Vec::len).sum();
-            assert_eq!(account.listed_files, in_list, "files in the list of {user:?}");
-            assert_eq!(listed.get(&user).copied().unwrap_or(0), in_list, "who lists what");
+            ensure(account.listed_files == in_list, || format!("files in the list of {user:?}"))?;
+            ensure(listed.get(&user).copied().unwrap_or(0) == in_list, || format!("what {user:?} lists"))?;
             let is_member = |group| self.group(group).is_some_and(|group| group.members.contains(&user));
-            assert!(account.groups.iter().all(|group| is_member(*group)), "groups of {user:?}");
+            ensure(account.groups.iter().all(|group| is_member(*group)), || format!("groups of {user:?}"))?;
             let is_open = |session| self.sessions.get(session).is_some_and(|known: &Session| known.user == user);
-            assert!(account.sessions.iter().all(is_open), "logins of {user:?}");
+            ensure(account.sessions.iter().all(is_open), || format!("logins of {user:?}"))?;
+            let entries = self.mailbox(user).map(Mailbox::entries);
+            let is_in_order = entries.is_none_or(|entries| entries.iter().is_sorted_by(|a, b| a.sent() < b.sent()));
+            ensure(is_in_order, || format!("the order of the mailbox of {user:?}"))?;
         }
-        for (id, group) in &self.groups {
-            assert!(group.members.contains(&group.owner), "the owner of {id:?} is a member");
-            assert!(group.members.iter().all(|member| self.is_member(*id, *member)), "members of {id:?}");
-            assert_eq!(self.group_named(&group.name), Some(*id), "a name");
-        }
-        assert_eq!(self.sessions.len(), self.sessions_by_use.len(), "logins by their use");
-        assert_eq!(self.names.len(), self.groups.len() + self.users().count(), "names");
+        Ok(())
     }
+
+    fn check_groups(&self) -> Result<(), String> {
+        for (id, group) in &self.groups {
+            ensure(id.0 < self.groups_next, || format!("the number of {id:?} may come again"))?;
+            ensure(group.members.contains(&group.owner), || format!("the owner of {id:?} is no member"))?;
+            ensure(group.members.len() == group.joined.len(), || format!("when members of {id:?} joined"))?;
+            let are_members = group.members.iter().all(|member| self.is_member(*id, *member));
+            ensure(are_members, || format!("members of {id:?}"))?;
+            ensure(self.group_named(&group.name) == Some(*id), || format!("the name of {id:?}"))?;
+        }
+        Ok(())
+    }
+}
+
+fn ensure(is_so: bool, what: impl FnOnce() -> String) -> Result<(), String> {
+    if is_so { Ok(()) } else { Err(what()) }
 }
 
 fn is_expired(used: u64, now: u64) -> bool {
@@ -407,13 +497,15 @@ impl State {
             Change::UserAdded { user, name, password_hash } => self.add_user(user, name, password_hash),
             Change::PasswordChanged { user, password_hash, keep } => self.change_password(user, password_hash, keep),
             Change::UserRemoved { user } => self.remove_user(user),
-            Change::SessionOpened { session, user, at } => self.open_session(session, user, at),
-            Change::SessionUsed { session, at } => self.use_session(session, at),
+            Change::SessionOpened { session, user, at, elapsed_ms } => {
+                self.open_session(session, Session { user, used: at, elapsed_ms });
+            }
+            Change::SessionUsed { session, at, elapsed_ms } => self.use_session(session, at, elapsed_ms),
             Change::SessionClosed { session } => self.close_session(session),
             Change::GroupCreated { group, name, owner, secret_hash } => {
-                self.create_group(group, name, owner, secret_hash);
+                self.create_group(group, name, owner, secret_hash, lsn);
             }
-            Change::MemberJoined { group, user } => self.join(group, user),
+            Change::MemberJoined { group, user } => self.join(group, user, lsn),
             Change::MemberLeft { group, user } => self.leave(group, user),
             // Made by `apply` itself.
             Change::MessageSent { .. } => {}
@@ -423,16 +515,17 @@ impl State {
                     mailbox.remove(lsn, first, last, |entry| self.usage.remove(entry));
                 }
             }
-            Change::FileStored { file, from, to, bytes, name, sum } => {
-                self.store_file(file, StoredFile::new(from, to, name, bytes, lsn, Kept::Apart { sum }));
+            Change::FileStored { file, from, to, at, bytes, name, sum } => {
+                self.store_file(&SentFile { file, from, to, at, name, bytes, kept: Kept::Apart { sum } }, lsn);
             }
-            Change::FileSent { file, from, to, name, content } => {
-                let stored = StoredFile::new(from, to, name, content.len() as u64, lsn, Kept::Journal(place));
-                self.store_file(file, stored);
+            Change::FileSent { file, from, to, at, name, content } => {
+                let (bytes, kept) = (content.len() as u64, Kept::Journal(place));
+                self.store_file(&SentFile { file, from, to, at, name, bytes, kept }, lsn);
             }
             Change::FileMoved { file, .. } => self.move_file(file, place),
             Change::FileLost { file } => self.lose_file(file),
             Change::FileDropped { user, party, name } => self.drop_file(user, party, name),
+            Change::TimePassed { elapsed_ms } => self.pass_time(elapsed_ms),
         }
     }
 
@@ -441,7 +534,12 @@ impl State {
     }
 
     fn add_user(&mut self, user: UserId, name: &str, password_hash: &str) {
-        if user < self.next_user() || self.is_taken(name) {
+        if user < self.next_user() {
+            return;
+        }
+        if self.is_taken(name) {
+            // Its number has been given all the same. So it is behind damage alone.
+            self.set_users(user.0 as usize + 1);
             return;
         }
         self.put_user(user, User::new(name, password_hash), Mailbox::default());
@@ -450,14 +548,15 @@ impl State {
     fn put_user(&mut self, user: UserId, account: User, mailbox: Mailbox) {
         let place = user.0 as usize;
         // There is a gap where a repair has dropped somebody.
-        self.set_users((place + 1).max(self.users.len()));
+        self.set_users(place + 1);
         self.names.insert((&*account.name).into(), Owner::User(user));
         self.users[place] = Some(Box::new(account));
         self.mailboxes[place] = Some(mailbox);
     }
 
-    /// Has places for so many users.
+    /// Has places for so many users at least.
     fn set_users(&mut self, count: usize) {
+        let count = count.max(self.users.len());
         self.users.resize_with(count, || None);
         self.mailboxes.resize_with(count, || None);
     }
@@ -472,6 +571,7 @@ impl State {
     }
 
     fn remove_user(&mut self, user: UserId) {
+        self.keep_user(user);
         let Some(account) = self.user(user) else { return };
         let sessions = account.sessions.clone();
         let groups = account.groups.clone();
@@ -492,21 +592,28 @@ impl State {
         }
     }
 
-    fn open_session(&mut self, session: SessionId, user: UserId, at: u64) {
+    fn open_session(&mut self, session: SessionId, opened: Session) {
         if self.sessions.contains_key(&session) {
             return;
         }
-        let Some(account) = self.user_mut(user) else { return };
+        let Some(account) = self.user_mut(opened.user) else { return };
         account.sessions.push(session);
-        self.sessions.insert(session, Session { user, used: at });
-        self.sessions_by_use.insert((at, session));
+        self.sessions.insert(session, opened);
+        self.sessions_by_use.insert((opened.used, session));
+        self.pass_time(opened.elapsed_ms);
     }
 
-    fn use_session(&mut self, session: SessionId, at: u64) {
+    fn use_session(&mut self, session: SessionId, at: u64, elapsed_ms: u64) {
         let Some(known) = self.sessions.get_mut(&session) else { return };
         self.sessions_by_use.remove(&(known.used, session));
-        known.used = at;
+        (known.used, known.elapsed_ms) = (at, elapsed_ms);
         self.sessions_by_use.insert((at, session));
+        self.pass_time(elapsed_ms);
+    }
+
+    /// It never runs backward.
+    fn pass_time(&mut self, elapsed_ms: u64) {
+        self.elapsed_ms = self.elapsed_ms.max(elapsed_ms);
     }
 
     fn close_session(&mut self, session: SessionId) {
@@ -517,32 +624,42 @@ impl State {
         }
     }
 
-    fn create_group(&mut self, group: GroupId, name: &str, owner: UserId, secret_hash: Option<&str>) {
-        if group.0 < self.groups_next || group.0 == u32::MAX || self.is_taken(name) {
+    fn create_group(&mut self, group: GroupId, name: &str, owner: UserId, secret_hash: Option<&str>, lsn: Lsn) {
+        if group.0 < self.groups_next || group.0 == u32::MAX {
+            return;
+        }
+        // Its number has been given, whatever becomes of it.
+        self.groups_next = group.0 + 1;
+        if self.is_taken(name) {
             return;
         }
         let Some(account) = self.user_mut(owner) else { return };
         account.groups.insert(group);
-        self.groups_next = group.0 + 1;
         self.names.insert(name.into(), Owner::Group(group));
-        let secret_hash = secret_hash.map(Into::into);
-        self.groups.insert(group, Group { name: name.into(), owner, members: vec![owner], secret_hash });
+        let (secret_hash, members, joined) = (secret_hash.map(Into::into), vec![owner], vec![lsn]);
+        self.groups.insert(group, Group { name: name.into(), owner, members, joined, secret_hash });
     }
 
-    fn join(&mut self, group: GroupId, user: UserId) {
+    fn join(&mut self, group: GroupId, user: UserId, lsn: Lsn) {
         if !self.groups.contains_key(&group) {
             return;
         }
+        self.keep_group(group);
         let is_new = self.user_mut(user).is_some_and(|account| account.groups.insert(group));
         if let Some(joined) = self.groups.get_mut(&group).filter(|_| is_new) {
             joined.members.push(user);
+            joined.joined.push(lsn);
         }
     }
 
     fn leave(&mut self, group: GroupId, user: UserId) {
+        self.keep_group(group);
         let was_member = self.user_mut(user).is_some_and(|account| account.groups.remove(&group));
         let Some(left) = self.groups.get_mut(&group).filter(|_| was_member) else { return };
-        left.members.retain(|member| *member != user);
+        if let Some(place) = left.members.iter().position(|member| *member == user) {
+            left.members.remove(place);
+            left.joined.remove(place);
+        }
         match left.members.first() {
             Some(longest) if left.owner == user => left.owner = *longest,
             Some(_) => {}
@@ -557,8 +674,10 @@ impl State {
     fn send(&mut self, place: Place, from: UserId, to: Target) {
         match to {
             Target::User(user) => {
-                if let Some(Some(mailbox)) = self.mailboxes.get_mut(user.0 as usize) {
-                    self.usage.add(&mailbox.push(place, 1));
+                if let Some(Some(mailbox)) = self.mailboxes.get_mut(user.0 as usize)
+                    && let Some(entry) = mailbox.push(place, 1)
+                {
+                    self.usage.add(&entry);
                 }
             }
             Target::Group(group) => {
@@ -567,8 +686,10 @@ impl State {
                 let others = group.members.iter().filter(|member| **member != from);
                 let holders = others.clone().count();
                 for member in others {
-                    if let Some(Some(mailbox)) = self.mailboxes.get_mut(member.0 as usize) {
-                        self.usage.add(&mailbox.push(place, holders));
+                    if let Some(Some(mailbox)) = self.mailboxes.get_mut(member.0 as usize)
+                        && let Some(entry) = mailbox.push(place, holders)
+                    {
+                        self.usage.add(&entry);
                     }
                 }
             }
@@ -586,68 +707,71 @@ impl State {
         }
     }
 
-    fn store_file(&mut self, file: FileId, mut stored: StoredFile) {
-        let &StoredFile { from, to, bytes, kept, .. } = &stored;
-        let (Some(sender), Some(target)) = (self.user(from), self.target_name(to)) else { return };
-        let (from_name, to_name) = (sender.name.clone(), Box::<str>::from(target));
+    fn store_file(&mut self, sent: &SentFile<'_>, lsn: Lsn) {
+        let &SentFile { file, from, to, at, name, bytes, kept } = sent;
         // An upload has its number before others that are written down first, so numbers do not grow in order.
         if self.files.contains_key(&file) || file.0 == u64::MAX {
             return;
         }
         self.files_next = self.files_next.max(file.0 + 1);
-        let origin = (from, to, stored.name.clone());
+        let (Some(sender), Some(target)) = (self.user(from), self.target_name(to)) else { return };
+        let (from_name, to_name) = (sender.name.clone(), target.into());
+        let origin = (from, to, name.into());
         if let Some(replaced) = self.files_by_origin.get(&origin).copied() {
-            let holders = self.files.get_mut(&replaced).map(|file| std::mem::take(&mut file.holders));
-            for holder in holders.unwrap_or_default() {
-                let party = if holder == from { &to_name } else { &from_name };
-                self.unlist(holder, party, &stored.name, replaced);
-            }
-            self.free_file(replaced);
+            self.lose_file(replaced);
         }
-        stored.holders = match to {
+        let mut holders = match to {
             Target::User(user) => vec![user],
             Target::Group(group) => self.groups.get(&group).map(|group| group.members.clone()).unwrap_or_default(),
         };
-        if !stored.holders.contains(&from) {
-            stored.holders.push(from);
+        if !holders.contains(&from) {
+            holders.push(from);
         }
-        for &holder in &stored.holders {
-            let party = if holder == from { &to_name } else { &from_name };
-            if let Some(account) = self.user_mut(holder) {
-                let listed = account.files.entry(party.clone()).or_default().entry(stored.name.clone()).or_default();
-                listed.push(file);
+        self.files_by_origin.insert(origin, file);
+        let name = name.into();
+        self.put_file(file, StoredFile { from, to, from_name, to_name, name, at, bytes, lsn, kept, holders });
+    }
+
+    /// Puts a file into the lists of its holders, behind those that they list under the same names, and counts it.
+    fn put_file(&mut self, file: FileId, stored: StoredFile) {
+        for holder in &stored.holders {
+            let party = stored.party(*holder);
+            if let Some(account) = self.users.get_mut(holder.0 as usize).and_then(Option::as_deref_mut) {
+                let names = account.files.entry(party.into()).or_default();
+                names.entry(stored.name.clone()).or_default().push(file);
                 account.listed_files += 1;
             }
         }
-        if let Some(sender) = self.user_mut(from) {
-            sender.sent_bytes = sender.sent_bytes.saturating_add(bytes);
+        if let Some(sender) = self.user_mut(stored.from) {
+            sender.sent_bytes = sender.sent_bytes.saturating_add(stored.bytes);
             sender.sent_files += 1;
         }
-        if let Kept::Journal(place) = kept {
+        if let Kept::Journal(place) = stored.kept {
             self.usage.add_file(place);
         }
-        self.files_bytes = self.files_bytes.saturating_add(bytes);
-        self.files_by_origin.insert(origin, file);
+        self.files_bytes = self.files_bytes.saturating_add(stored.bytes);
         self.files.insert(file, stored);
     }
 
     fn move_file(&mut self, file: FileId, place: Place) {
+        self.keep_file(file);
         let Some(StoredFile { kept: Kept::Journal(kept), .. }) = self.files.get_mut(&file) else { return };
         let before = std::mem::replace(kept, place);
         self.usage.add_file(place);
         self.usage.remove_file(before);
     }
 
+    /// Nobody lists the file any more.
     fn lose_file(&mut self, file: FileId) {
-        let Some(lost) = self.files.get(&file) else { return };
-        let (name, holders) = (lost.name.clone(), lost.holders.clone());
+        self.keep_file(file);
+        let Some(lost) = self.files.get_mut(&file) else { return };
+        let (from, from_name, to_name) = (lost.from, lost.from_name.clone(), lost.to_name.clone());
+        let (name, holders) = (lost.name.clone(), std::mem::take(&mut lost.holders));
         for holder in holders {
-            let parties = self.user(holder).into_iter().flat_map(|account| account.files.keys().cloned());
-            for party in parties.collect::<Vec<_>>() {
-                self.unlist(holder, &party, &name, file);
-            }
-            self.release_file(file, holder);
+            let party = if holder == from { &to_name } else { &from_name };
+            self.unlist(holder, party, &name, file);
         }
+        self.free_file(file);
     }
 
     fn drop_file(&mut self, user: UserId, party: &str, name: &str) {
@@ -681,6 +805,7 @@ impl State {
 
     /// The user no longer lists the file; with the last who did, it goes.
     fn release_file(&mut self, file: FileId, user: UserId) {
+        self.keep_file(file);
         let Some(stored) = self.files.get_mut(&file) else { return };
         stored.holders.retain(|holder| *holder != user);
         if stored.holders.is_empty() {
@@ -703,104 +828,6 @@ impl State {
         let origin = (freed.from, freed.to, freed.name);
         if self.files_by_origin.get(&origin) == Some(&file) {
             self.files_by_origin.remove(&origin);
-        }
-    }
-}
-
-/// The way into a checkpoint and back.
-impl State {
-    /// Shows everything that there is but for what waits in mailboxes, in items that [`Self::restore`] makes the same of.
-    pub fn snapshot(&self, mut show: impl FnMut(&Item<'_>)) {
-        let users = self.next_user().0;
-        show(&Item::Counters { users, groups: self.groups_next, files: self.files_next });
-        let users = || (0..).map(UserId).zip(&self.users).filter_map(|(id, user)| Some((id, user.as_deref()?)));
-        for (user, account) in users() {
-            let User { name, password_hash, .. } = account;
-            let (last_id, changed) =
-                self.mailbox(user).map_or((0, Lsn(0)), |mailbox| (mailbox.last_id(), mailbox.changed()));
-            show(&Item::User { user, name, password_hash, last_id, changed });
-        }
-        for (group, known) in &self.groups {
-            let Group { name, owner, members, secret_hash } = known;
-            let (secret_hash, members) = (secret_hash.as_deref(), members.clone());
-            show(&Item::Group { group: *group, name, owner: *owner, secret_hash, members });
-        }
-        for (file, stored) in &self.files {
-            let StoredFile { from, to, name, bytes, lsn, kept, holders } = stored;
-            let is_current = self.files_by_origin.get(&(*from, *to, name.clone())) == Some(file);
-            let (file, from, to, bytes, lsn, kept) = (*file, *from, *to, *bytes, *lsn, *kept);
-            let holders = holders.clone();
-            show(&Item::File { file, from, to, name, bytes, lsn, is_current, holders, kept });
-        }
-        for (user, account) in users() {
-            for (party, names) in &account.files {
-                for (name, files) in names {
-                    show(&Item::Listing { user, party, name, files: files.clone() });
-                }
-            }
-            for session in &account.sessions {
-                let used = self.sessions.get(session).map_or(0, |session| session.used);
-                show(&Item::Session { session: *session, user, used });
-            }
-        }
-    }
-
-    /// Puts back what [`Self::snapshot`] showed, and mailboxes. An item that names what is not there changes nothing.
-    pub fn restore(&mut self, item: &Item<'_>) {
-        match item {
-            Item::Counters { users, groups, files } => {
-                self.set_users(*users as usize);
-                self.groups_next = *groups;
-                self.files_next = *files;
-            }
-            Item::User { user, name, password_hash, last_id, changed } => {
-                self.put_user(*user, User::new(name, password_hash), Mailbox::restore(*last_id, *changed));
-            }
-            Item::Session { session, user, used } => self.open_session(*session, *user, *used),
-            Item::Group { group, name, owner, secret_hash, members } => {
-                let (name, secret_hash) = (Box::<str>::from(*name), secret_hash.map(Into::into));
-                for member in members {
-                    if let Some(account) = self.user_mut(*member) {
-                        account.groups.insert(*group);
-                    }
-                }
-                self.groups_next = self.groups_next.max(group.0.saturating_add(1));
-                self.names.insert((&*name).into(), Owner::Group(*group));
-                self.groups.insert(*group, Group { name, owner: *owner, members: members.clone(), secret_hash });
-            }
-            Item::File { file, from, to, name, bytes, lsn, is_current, holders, kept } => {
-                let name = Box::<str>::from(*name);
-                self.files_next = self.files_next.max(file.0.saturating_add(1));
-                if let Some(sender) = self.user_mut(*from) {
-                    sender.sent_bytes = sender.sent_bytes.saturating_add(*bytes);
-                    sender.sent_files += 1;
-                }
-                self.files_bytes = self.files_bytes.saturating_add(*bytes);
-                if *is_current {
-                    self.files_by_origin.insert((*from, *to, name.clone()), *file);
-                }
-                if let Kept::Journal(place) = kept {
-                    self.usage.add_file(*place);
-                }
-                let stored = StoredFile::new(*from, *to, &name, *bytes, *lsn, *kept);
-                self.files.insert(*file, StoredFile { holders: holders.clone(), ..stored });
-            }
-            Item::Listing { user, party, name, files } => {
-                if let Some(account) = self.user_mut(*user) {
-                    let names = account.files.entry((*party).into()).or_default();
-                    let before = names.insert((*name).into(), files.clone());
-                    account.listed_files += files.len();
-                    account.listed_files -= before.map_or(0, |files| files.len());
-                }
-            }
-            Item::Entries { user, entries } => {
-                let Some(Some(mailbox)) = self.mailboxes.get_mut(user.0 as usize) else { return };
-                for entry in entries.iter() {
-                    mailbox.restore_entry(*entry);
-                    self.usage.add(entry);
-                }
-            }
-            Item::End { .. } => {}
         }
     }
 }

@@ -3,12 +3,13 @@
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use tracing::{info, warn};
 
 use crate::compaction::Compactor;
 use crate::data::{DataDirectory, DataError};
+use crate::disk::Directory;
 use crate::engine::{Completion, Job};
 use crate::files::{FileError, FileStore};
 use crate::inbox::{TextsDone, TextsJob};
@@ -16,10 +17,11 @@ use crate::journal::Journal;
 use crate::local::Workers;
 use crate::log::{Batch, Log, Sync};
 use crate::password::{HashError, Hasher};
-use crate::recovery::{self, Recovered};
-use crate::segment::{Access, SegmentStore};
+use crate::recovery::{self, Recovered, Start};
+use crate::segment::{Access, SegmentStore, VERSION};
 use crate::space::{Space, SpaceJob};
 use crate::state::State;
+use crate::takeover;
 use crate::texts::Texts;
 use crate::upkeep::Holdings;
 
@@ -77,17 +79,29 @@ impl fmt::Display for StoreError {
 impl std::error::Error for StoreError {}
 
 impl Store {
-    /// Opens the data directory at `root`, which is made if it is missing, and recovers what it holds. A new journal gets
-    /// segments of `segment_bytes`.
+    /// Opens the data directory at `root` on this machine's disk, which is made if it is missing, and recovers what it holds. A
+    /// new journal gets segments of `segment_bytes`.
     ///
     /// # Errors
     /// [`StoreError`]
     pub fn open(root: &Path, segment_bytes: u64, sync: Sync) -> Result<Self, StoreError> {
-        let started = Instant::now();
         let directory = DataDirectory::open(root).map_err(StoreError::Data)?;
+        let salt = getrandom::u32().map_err(|error| StoreError::Io(root.to_owned(), io::Error::other(error)))?;
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
+        let now = u64::try_from(now).unwrap_or(u64::MAX);
+        Self::open_in(directory, Opening { segment_bytes, sync, salt, now })
+    }
+
+    /// The same in a directory that is held already.
+    ///
+    /// # Errors
+    /// [`StoreError`]
+    pub fn open_in(directory: DataDirectory, opening: Opening) -> Result<Self, StoreError> {
+        let started = Instant::now();
+        let Opening { segment_bytes, sync, salt, now } = opening;
         let (journal, checkpoints) = (directory.journal(), directory.checkpoints());
-        let failed = |path: &Path| {
-            let path = path.to_owned();
+        let failed = |directory: &Directory| {
+            let path = directory.path().to_owned();
             |error| StoreError::Io(path, error)
         };
         let access = match sync {
@@ -95,27 +109,21 @@ impl Store {
             Sync::Interval => Access::Seldom,
         };
         let files = FileStore::new(directory.files());
-        let recovered = recovery::recover(&directory, access, segment_bytes).map_err(StoreError::Data)?;
-        let Recovered { layout, state, end, checkpoint, segments, changes, is_torn, is_new } = recovered;
-        if state.next_user().0 == 0 && files.has_any().map_err(failed(&directory.files()))? {
-            return Err(StoreError::JournalLost(journal.display().to_string()));
+        let start = Start { access, segment_bytes, salt, now };
+        let recovered = recovery::recover(&directory, start).map_err(StoreError::Data)?;
+        if recovered.state.next_user().0 == 0 && files.has_any().map_err(failed(&directory.files()))? {
+            return Err(StoreError::JournalLost(journal.path().display().to_string()));
         }
-        let strays = files.remove_strays(|file| state.file(file).is_some()).map_err(failed(&directory.files()))?;
+        let is_listed = |file| recovered.state.file(file).is_some();
+        let strays = files.remove_strays(is_listed).map_err(failed(&directory.files()))?;
         let ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
-        let from = checkpoint.map_or(0, |checkpoint| checkpoint.number);
-        if is_new {
-            info!("data directory {} made", root.display());
-        } else {
-            info!(checkpoint = from, changes, strays, ms, ?access, "data directory {} recovered", root.display());
-        }
-        if is_torn {
-            warn!("a write that was not finished was cut off at the end of the journal {}", journal.display());
-        }
+        tell(&directory, &recovered, access, strays, ms);
+        let Recovered { layout, state, end, marked, checkpoint, segments, .. } = recovered;
         let (last, count) = (layout.segment(end), segments.len() as u64);
         let store = SegmentStore::new(journal.clone(), layout, access, last, count);
-        let space = Space::new(store, checkpoints.clone(), layout);
-        let mut log = Log::new(layout, end);
-        log.set_room(space.done().room, false);
+        let space = Space::new(store, checkpoints.clone(), takeover::copy_of(&directory), layout);
+        let holdings = Holdings { checkpoint, has_copy: space.done().has_copy };
+        let log = Log::open(layout, end, marked, segments);
         let disk = Disk {
             journal: Journal::open(&journal, layout, access, end).map_err(failed(&journal))?,
             space,
@@ -123,7 +131,40 @@ impl Store {
             texts: Texts::new(journal, layout),
             files,
         };
-        Ok(Self { directory, state, log, holdings: Holdings { segments, checkpoint }, disk })
+        Ok(Self { directory, state, log, holdings, disk })
+    }
+}
+
+/// What a data directory is opened with.
+#[derive(Clone, Copy, Debug)]
+pub struct Opening {
+    /// The size of the segments of a new journal.
+    pub segment_bytes: u64,
+    /// When changes are durable.
+    pub sync: Sync,
+    /// The salt of a new journal.
+    pub salt: u32,
+    /// Milliseconds since 1970, UTC.
+    pub now: u64,
+}
+
+/// Says in the log what was found.
+fn tell(directory: &DataDirectory, recovered: &Recovered, access: Access, strays: usize, ms: u64) {
+    let &Recovered { changes, checkpoint, .. } = recovered;
+    let root = directory.root().path().display();
+    if recovered.is_new {
+        info!("data directory {root} made");
+    } else {
+        let from = checkpoint.map_or(0, |checkpoint| checkpoint.number);
+        info!(checkpoint = from, changes, strays, ms, ?access, "data directory {root} recovered");
+    }
+    if recovered.is_taken_over {
+        let copy = takeover::copy_of(directory);
+        info!("it was of format 3, and is of format {VERSION} now; {} has it as it was", copy.path().display());
+    }
+    if recovered.is_torn {
+        let journal = directory.journal();
+        warn!("a write that was not finished was cut off at the end of the journal {}", journal.path().display());
     }
 }
 
@@ -170,6 +211,8 @@ pub enum WorkError {
     Password(HashError),
     /// A helper thread ended that should not have; its name.
     Thread(&'static str),
+    /// The data directory is not where it was, or another has its name.
+    DirectoryGone(PathBuf),
 }
 
 impl fmt::Display for WorkError {
@@ -180,6 +223,9 @@ impl fmt::Display for WorkError {
             Self::Files(error) => write!(f, "a file could not be stored: {error}"),
             Self::Password(error) => error.fmt(f),
             Self::Thread(name) => write!(f, "the {name} thread ended in the middle of its work"),
+            Self::DirectoryGone(path) => {
+                write!(f, "the data directory {} was moved, removed or replaced while the server ran", path.display())
+            }
         }
     }
 }
@@ -223,7 +269,7 @@ impl Workers for StoreWorkers {
 /// [`WorkError::Journal`]
 pub fn write(journal: &mut Journal, mut batches: Vec<Batch>, sync: Sync) -> Result<Completion, WorkError> {
     let written = journal.write(&mut batches, sync);
-    written.map_err(|error| WorkError::Journal(journal.directory().to_owned(), error))?;
+    written.map_err(|error| WorkError::Journal(journal.directory().path().to_owned(), error))?;
     let batch = batches.pop().unwrap_or_default();
     Ok(Completion::Settled { batch, synced: journal.synced() })
 }

@@ -1,11 +1,9 @@
 //! Reads records from the segments, wherever they stand, in few large reads: texts of messages, and small files.
 
-use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
 
 use crate::change::{Change, Lsn, Message, Place};
+use crate::disk::{Directory, Mode, read_exact_at};
 use crate::record;
 use crate::segment::{Layout, Segment};
 
@@ -16,7 +14,7 @@ const READ_BYTES_MAX: u64 = 1024 * 1024;
 /// Reads records.
 #[derive(Debug)]
 pub struct Texts {
-    directory: PathBuf,
+    directory: Directory,
     layout: Layout,
     buffer: Vec<u8>,
 }
@@ -24,7 +22,7 @@ pub struct Texts {
 impl Texts {
     /// A reader of the journal in `directory`.
     #[must_use]
-    pub fn new(directory: PathBuf, layout: Layout) -> Self {
+    pub fn new(directory: Directory, layout: Layout) -> Self {
         Self { directory, layout, buffer: Vec::new() }
     }
 
@@ -39,8 +37,11 @@ impl Texts {
         let mut rest = places;
         while let Some(first) = rest.first() {
             let mut end = first.end();
+            let layout = self.layout;
             let is_near = |end: Lsn, place: &Place| {
                 place.lsn >= end
+                    // Between two segments that are needed there may be one that is not there any more.
+                    && layout.segment(place.lsn) <= layout.segment(Lsn(end.0 - 1)) + 1
                     && place.lsn.0 - end.0 <= GAP_BYTES_MAX
                     && place.end().0 - first.lsn.0 <= READ_BYTES_MAX
             };
@@ -99,9 +100,9 @@ impl Texts {
             let part = usize::try_from(part).unwrap_or(usize::MAX);
             let segment = match open.take().filter(|segment| segment.number == number) {
                 Some(segment) => segment,
-                None => Segment { number, file: File::open(Layout::path(&self.directory, number))? },
+                None => Segment { number, file: self.directory.open(&Layout::name(number), Mode::Read)? },
             };
-            segment.file.read_exact_at(&mut self.buffer[filled..filled + part], self.layout.offset(at))?;
+            read_exact_at(&*segment.file, &mut self.buffer[filled..filled + part], self.layout.offset(at))?;
             *open = Some(segment);
             filled += part;
             at.0 += part as u64;
@@ -144,13 +145,13 @@ mod tests {
                 let start = layout.start(segment).0;
                 let mut bytes = vec![0; BLOCK_BYTES];
                 bytes.extend((start..start + layout.segment_bytes).map(byte));
-                std::fs::write(Layout::path(directory.path(), segment), bytes).unwrap();
+                std::fs::write(directory.path().join(Layout::name(segment)), bytes).unwrap();
             }
             let places: Vec<Place> = starts
                 .iter()
                 .map(|(start, bytes)| Place { lsn: Lsn(layout.first().0 + start), bytes: *bytes })
                 .collect();
-            let mut texts = Texts::new(directory.path().to_owned(), layout);
+            let mut texts = Texts::new(Directory::on_system(directory.path()), layout);
             let read = texts.read(&places).unwrap();
             let expected: Vec<u8> = places.iter().flat_map(|place| (place.lsn.0..place.end().0).map(byte)).collect();
             prop_assert!(read == expected);

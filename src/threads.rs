@@ -1,8 +1,9 @@
 //! The helper threads: each owns what it works on, takes owned jobs from a channel, and hands owned results back through
 //! another and a wake-up. None of them sees the state.
+//!
+//! They hold the data directory: it is free for another process when the last of them has ended, whatever ends the server.
 
 use std::collections::HashMap;
-use std::fs::File;
 use std::io::{self, ErrorKind};
 use std::path::Path;
 use std::sync::Arc;
@@ -14,6 +15,8 @@ use std::time::Duration;
 use mio::Waker;
 
 use crate::compaction::{CompactionJob, Compactor};
+use crate::data::DataDirectory;
+use crate::disk::FileRef;
 use crate::engine::{Completion, Job};
 use crate::files::{FileDone, FileJob, FileStore, TransferId};
 use crate::inbox::TextsJob;
@@ -35,21 +38,29 @@ pub type Report = Result<Completion, WorkError>;
 enum Message {
     Report(Report),
     /// A stored file is open for a download, so the loop can read what is in memory of it.
-    Opened(TransferId, Arc<File>),
+    Opened(TransferId, FileRef),
 }
 
 /// The loop's side of the helper threads.
 pub struct Threads {
+    /// None once no more jobs come.
+    queues: Option<Queues>,
+    messages: Receiver<Message>,
+    opened: HashMap<TransferId, FileRef>,
+    is_finishing: Arc<AtomicBool>,
+    handles: Vec<JoinHandle<()>>,
+    /// The last field: it is let go of when all threads have ended.
+    directory: DataDirectory,
+}
+
+/// Where jobs go.
+struct Queues {
     journal: Sender<JournalJob>,
     files: Sender<FileJob>,
     passwords: Sender<PasswordJob>,
     texts: Sender<TextsJob>,
     space: Sender<SpaceJob>,
     compaction: Sender<CompactionJob>,
-    messages: Receiver<Message>,
-    opened: HashMap<TransferId, Arc<File>>,
-    is_finishing: Arc<AtomicBool>,
-    handles: Vec<JoinHandle<()>>,
 }
 
 /// What the journal thread is given.
@@ -100,7 +111,7 @@ impl Threads {
     ///
     /// # Errors
     /// The system has no room for a thread.
-    pub fn start(store: StoreWorkers, sync: Sync, waker: Arc<Waker>) -> io::Result<Self> {
+    pub fn start(directory: DataDirectory, store: StoreWorkers, sync: Sync, waker: Arc<Waker>) -> io::Result<Self> {
         let StoreWorkers { disk, hasher } = store;
         let Disk { journal, space, compactor, texts, files } = disk;
         let (messages_in, messages) = mpsc::channel();
@@ -114,52 +125,51 @@ impl Threads {
         let (compaction_jobs, to_compact) = mpsc::channel();
         let (file_jobs, files_to_do) = mpsc::channel();
         let (password_jobs, passwords_to_do) = mpsc::channel();
-        let spawn = |name: &'static str, work: Box<dyn FnOnce() + Send>| {
-            let watch = Watch { name, reporter: reporter.clone() };
-            thread::Builder::new().name(name.to_owned()).spawn(move || {
-                let _watch = watch;
-                work();
-            })
-        };
-        let journal_directory = journal.directory().to_owned();
-        let [for_journal, for_sync, for_files, for_passwords, for_texts, for_space, for_compaction] =
-            std::array::from_fn(|_| reporter.clone());
-        let segments = journal_jobs.clone();
-        let handles = vec![
-            spawn("journal", Box::new(move || run_journal(journal, sync, &batches, &syncs, &for_journal)))?,
-            spawn("sync", Box::new(move || run_sync(&journal_directory, &to_sync, &for_sync)))?,
-            spawn("files", Box::new(move || run_files(files, &files_to_do, &for_files)))?,
-            spawn("password", Box::new(move || run_passwords(hasher, &passwords_to_do, &for_passwords)))?,
-            spawn("texts", Box::new(move || run_texts(texts, &texts_to_read, &for_texts)))?,
-            spawn("space", Box::new(move || run_space(space, &space_to_make, &segments, &for_space)))?,
-        ];
-        // A stop does not wait for this one: what it leaves unfinished is nobody's.
-        spawn("compaction", Box::new(move || run_compaction(compactor, &to_compact, &for_compaction)))?;
-        Ok(Self {
+        let queues = Queues {
             journal: journal_jobs,
             files: file_jobs,
             passwords: password_jobs,
             texts: text_jobs,
             space: space_jobs,
             compaction: compaction_jobs,
-            messages,
-            opened: HashMap::new(),
-            is_finishing,
-            handles,
-        })
+        };
+        let journal_directory = journal.directory().path().to_owned();
+        let [for_journal, for_sync, for_files, for_passwords, for_texts, for_space, for_compaction] =
+            std::array::from_fn(|_| reporter.clone());
+        let segments = queues.journal.clone();
+        let queues = Some(queues);
+        // From here on those that were started are ended again if one cannot be.
+        let mut threads =
+            Self { queues, messages, opened: HashMap::new(), is_finishing, handles: Vec::new(), directory };
+        let mut spawn = |name: &'static str, work: Box<dyn FnOnce() + Send>| -> io::Result<()> {
+            let watch = Watch { name, reporter: reporter.clone() };
+            threads.handles.push(thread::Builder::new().name(name.to_owned()).spawn(move || {
+                let _watch = watch;
+                work();
+            })?);
+            Ok(())
+        };
+        spawn("journal", Box::new(move || run_journal(journal, sync, &batches, &syncs, &for_journal)))?;
+        spawn("sync", Box::new(move || run_sync(&journal_directory, &to_sync, &for_sync)))?;
+        spawn("files", Box::new(move || run_files(files, &files_to_do, &for_files)))?;
+        spawn("password", Box::new(move || run_passwords(hasher, &passwords_to_do, &for_passwords)))?;
+        spawn("texts", Box::new(move || run_texts(texts, &texts_to_read, &for_texts)))?;
+        spawn("space", Box::new(move || run_space(space, &space_to_make, &segments, &for_space)))?;
+        spawn("compaction", Box::new(move || run_compaction(compactor, &to_compact, &for_compaction)))?;
+        Ok(threads)
     }
 
     /// Hands a job to its thread. A thread that is gone has said why, so its jobs may be dropped.
     pub fn submit(&self, job: Job) {
-        let is_taken = match job {
-            Job::Journal(batch) => self.journal.send(JournalJob::Write(batch)).is_ok(),
-            Job::File(job) => self.files.send(job).is_ok(),
-            Job::Password(job) => self.passwords.send(job).is_ok(),
-            Job::Texts(job) => self.texts.send(job).is_ok(),
-            Job::Space(job) => self.space.send(job).is_ok(),
-            Job::Compact(job) => self.compaction.send(job).is_ok(),
-        };
-        if !is_taken {
+        let is_taken = self.queues.as_ref().map(|queues| match job {
+            Job::Journal(batch) => queues.journal.send(JournalJob::Write(batch)).is_ok(),
+            Job::File(job) => queues.files.send(job).is_ok(),
+            Job::Password(job) => queues.passwords.send(job).is_ok(),
+            Job::Texts(job) => queues.texts.send(job).is_ok(),
+            Job::Space(job) => queues.space.send(job).is_ok(),
+            Job::Compact(job) => queues.compaction.send(job).is_ok(),
+        });
+        if is_taken != Some(true) {
             tracing::debug!("a job came for a thread that has ended, and has said why");
         }
     }
@@ -184,25 +194,41 @@ impl Threads {
     ///
     /// # Errors
     /// [`ErrorKind::WouldBlock`] when none is yet.
-    pub fn opened(&self, transfer: TransferId) -> io::Result<&File> {
-        self.opened.get(&transfer).map(|file| &**file).ok_or_else(|| ErrorKind::WouldBlock.into())
+    pub fn opened(&self, transfer: TransferId) -> io::Result<&FileRef> {
+        self.opened.get(&transfer).ok_or_else(|| ErrorKind::WouldBlock.into())
+    }
+
+    /// The data directory that they work on.
+    #[must_use]
+    pub fn directory(&self) -> &DataDirectory {
+        &self.directory
     }
 
     /// Lets the journal thread write what it has and the others end what they are at, and waits for them.
     ///
     /// # Errors
     /// The first that one of them failed with.
-    pub fn finish(self) -> Result<(), WorkError> {
-        self.is_finishing.store(true, Ordering::SeqCst);
-        drop((self.journal, self.files, self.passwords, self.texts, self.space, self.compaction));
-        for handle in self.handles {
-            // One that panicked has reported it.
-            drop(handle.join());
-        }
+    pub fn finish(mut self) -> Result<(), WorkError> {
+        self.end();
         self.messages.try_iter().try_for_each(|message| match message {
             Message::Report(report) => report.map(drop),
             Message::Opened(..) => Ok(()),
         })
+    }
+
+    fn end(&mut self) {
+        self.is_finishing.store(true, Ordering::SeqCst);
+        self.queues = None;
+        for handle in self.handles.drain(..) {
+            // One that panicked has reported it.
+            drop(handle.join());
+        }
+    }
+}
+
+impl Drop for Threads {
+    fn drop(&mut self) {
+        self.end();
     }
 }
 
@@ -214,7 +240,7 @@ fn run_journal(
     syncs: &SyncSender<Option<Unsynced>>,
     reporter: &Reporter,
 ) {
-    let directory = journal.directory().to_owned();
+    let directory = journal.directory().path().to_owned();
     let failed = |error| WorkError::Journal(directory.clone(), error);
     loop {
         match next_job(&journal, jobs) {
@@ -241,15 +267,9 @@ fn run_journal(
                 return;
             }
         }
-        if journal.sync_due() == Some(Duration::ZERO) {
-            let is_taken = match journal.take_unsynced() {
-                Ok(unsynced) => syncs.send(Some(unsynced)).is_ok(),
-                Err(error) => reporter.say(Err(failed(error))),
-            };
-            // Why that is not so has been said.
-            if !is_taken {
-                return;
-            }
+        // Why one is not taken has been said.
+        if journal.sync_due() == Some(Duration::ZERO) && syncs.send(Some(journal.take_unsynced())).is_err() {
+            return;
         }
     }
 }
@@ -334,6 +354,7 @@ fn run_passwords(mut hasher: Hasher, jobs: &Receiver<PasswordJob>, reporter: &Re
 mod tests {
     use super::*;
     use crate::change::Lsn;
+    use crate::disk::Directory;
     use crate::record::{self, Records};
     use crate::segment::{Access, Layout, SegmentStore, Stream};
     use mio::{Poll, Token};
@@ -343,11 +364,11 @@ mod tests {
     /// Runs a journal thread with [`Sync::Interval`] that is given one batch and then ended, with what `sync` does of syncs.
     /// Says how many records the journal holds then: the batch's, and the mark if it was closed.
     fn records_left(sync: impl FnOnce(Receiver<Option<Unsynced>>) + Send) -> usize {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path();
-        let mut store = SegmentStore::new(path.to_owned(), LAYOUT, Access::Seldom, 0, 0);
+        let root = tempfile::tempdir().unwrap();
+        let directory = &Directory::on_system(root.path());
+        let mut store = SegmentStore::new(directory.clone(), LAYOUT, Access::Seldom, 0, 0);
         store.prepare(0).unwrap().unwrap();
-        let journal = Journal::open(path, LAYOUT, Access::Seldom, LAYOUT.first()).unwrap();
+        let journal = Journal::open(directory, LAYOUT, Access::Seldom, LAYOUT.first()).unwrap();
         let poll = Poll::new().unwrap();
         let waker = Arc::new(Waker::new(poll.registry(), Token(0)).unwrap());
         let (messages_in, messages) = mpsc::channel();
@@ -366,7 +387,8 @@ mod tests {
         let settled =
             messages.try_iter().filter(|message| matches!(message, Message::Report(Ok(Completion::Settled { .. }))));
         assert_eq!(settled.count(), 1, "it was written all the same");
-        let mut records = Records::new(Stream::new(path, LAYOUT, LAYOUT.first(), Lsn(u64::MAX)), 7, LAYOUT.first());
+        let mut records =
+            Records::new(Stream::new(directory, LAYOUT, LAYOUT.first(), Lsn(u64::MAX)), 7, LAYOUT.first());
         std::iter::from_fn(|| records.read().unwrap().map(drop)).count()
     }
 

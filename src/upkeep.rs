@@ -15,6 +15,7 @@ use crate::log::{Log, Need};
 use crate::record;
 use crate::space::{SpaceDone, SpaceJob};
 use crate::state::State;
+use crate::takeover;
 
 /// Records written again in one turn, so that nobody waits for it,
 const RELOCATIONS_PER_TURN_MAX: usize = 64;
@@ -25,6 +26,8 @@ const RELOCATED_BYTES_PER_TURN_MAX: usize = 256 * 1024;
 const HOLDERS_MAX: usize = 64;
 /// A holder is about as much work as so many bytes.
 const HOLDER_BYTES: usize = 64;
+/// What changes while a checkpoint is made, and stands before its turn, waits in so much memory at most, more or less.
+const AHEAD_BYTES_MAX: usize = 2 * 1024 * 1024;
 /// A checkpoint takes about this for each message that waits.
 const CHECKPOINT_BYTES_PER_ENTRY: u64 = 24;
 /// What else it takes, at least.
@@ -32,21 +35,20 @@ const CHECKPOINT_BYTES: u64 = 1024 * 1024;
 /// How long a full disk waits to be asked again, and a compaction that found no room to be tried again.
 const RETRY_MS: u64 = 1000;
 
-/// What a data directory held when the server began.
-#[derive(Debug, Default)]
+/// What a data directory held when the server began, beside its journal.
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Holdings {
-    /// The segments in use.
-    pub segments: BTreeSet<u64>,
     /// The last checkpoint.
     pub checkpoint: Option<Checkpoint>,
+    /// There is a copy of the data in an older format.
+    pub has_copy: bool,
 }
 
 /// What the loop knows of the disk.
 #[derive(Debug)]
 pub(crate) struct Upkeep {
-    /// The segments in use, as far as they have been made.
-    segments: BTreeSet<u64>,
     checkpoint: Option<Checkpoint>,
+    has_copy: bool,
     disk: Option<SpaceDone>,
     /// Segments that nothing needs once the journal is on the disk up to a position.
     freed: VecDeque<(Lsn, u64)>,
@@ -73,10 +75,10 @@ pub(crate) struct Upkeep {
 
 impl Upkeep {
     pub(crate) fn new(holdings: Holdings) -> Self {
-        let Holdings { segments, checkpoint } = holdings;
+        let Holdings { checkpoint, has_copy } = holdings;
         Self {
-            segments,
             checkpoint,
+            has_copy,
             disk: None,
             freed: VecDeque::new(),
             outdated: Vec::new(),
@@ -115,6 +117,7 @@ impl Upkeep {
         }
         self.ask_for_space(state, log, now, host);
         self.compact(state, log, checkpoint_bytes, now, host);
+        log.hold_back(state.image_bytes_ahead() > AHEAD_BYTES_MAX);
     }
 
     /// True when a turn would go on with a compaction, write something again, or let go of something.
@@ -139,10 +142,7 @@ impl Upkeep {
         let is_full = if self.is_more_wanted { done.is_full } else { log.is_full() };
         let was_full = log.is_full();
         log.set_room(done.room, is_full);
-        let made = log.layout().segment(Lsn(done.room.0.saturating_sub(1)));
-        if self.segments.last().is_some_and(|last| *last < made) {
-            self.segments.insert(made);
-        }
+        self.has_copy = done.has_copy;
         if self.is_more_wanted && is_full {
             self.retry_at = now + RETRY_MS;
         }
@@ -155,7 +155,7 @@ impl Upkeep {
     }
 
     /// Takes what came of a compaction: at last a new checkpoint, and what should be written again.
-    pub(crate) fn compacted(&mut self, compacted: Compacted, state: &State, log: &Log, now: u64) {
+    pub(crate) fn compacted(&mut self, compacted: Compacted, state: &mut State, log: &mut Log, now: u64) {
         let (checkpoint, relocations) = match compacted {
             Compacted::Written(block) => {
                 if let Some(compaction) = &mut self.compaction {
@@ -165,6 +165,7 @@ impl Upkeep {
             }
             Compacted::NoRoom => {
                 self.compaction = None;
+                state.end_image();
                 if !std::mem::replace(&mut self.is_checkpoint_refused, true) {
                     warn!("the disk has no room for a checkpoint; it is tried again until it has");
                 }
@@ -185,11 +186,11 @@ impl Upkeep {
     }
 
     /// Nothing goes until [`Self::release`]. Says what the disk holds: the segments, and the last checkpoint.
-    pub(crate) fn hold(&mut self) -> (Vec<u64>, Option<Checkpoint>) {
+    pub(crate) fn hold(&mut self, log: &Log) -> (Vec<u64>, Option<Checkpoint>) {
         self.holds += 1;
         // What is freed already may be needed by what is on the disk until now.
         let freed = self.freed.iter().map(|(_, segment)| *segment);
-        let segments: BTreeSet<u64> = self.segments.iter().copied().chain(freed).collect();
+        let segments: BTreeSet<u64> = log.segments().iter().copied().chain(freed).collect();
         (segments.into_iter().collect(), self.checkpoint)
     }
 
@@ -203,16 +204,16 @@ impl Upkeep {
         self.holds > 0
     }
 
-    fn free_unneeded(&mut self, state: &State, log: &Log) {
-        for segment in self.segments.iter().copied().collect::<Vec<u64>>() {
+    fn free_unneeded(&mut self, state: &State, log: &mut Log) {
+        for segment in log.segments().iter().copied().collect::<Vec<u64>>() {
             self.free_if_unneeded(segment, state, log);
         }
     }
 
-    fn free_if_unneeded(&mut self, segment: u64, state: &State, log: &Log) {
+    fn free_if_unneeded(&mut self, segment: u64, state: &State, log: &mut Log) {
         let covered = self.checkpoint.map_or(0, |checkpoint| log.layout().segment(checkpoint.span.lsn));
         let is_needed = segment >= covered || state.usage().of(segment).records > 0;
-        if !is_needed && self.segments.remove(&segment) {
+        if !is_needed && log.free_segment(segment) {
             self.freed.push_back((log.end(), segment));
         }
     }
@@ -237,8 +238,11 @@ impl Upkeep {
         job.kept_free = CHECKPOINT_BYTES.min(segment_bytes)
             + state.usage().records() * CHECKPOINT_BYTES_PER_ENTRY
             + self.checkpoint.map_or(0, |last| last.bytes);
+        // On a full disk it gives way first.
+        job.is_copy_outdated = self.has_copy && (state.elapsed_ms() >= takeover::KEPT_MS || log.is_full());
         let has_too_many = self.disk.is_some_and(|disk| disk.spare > 0 && disk.segments > job.segments_max);
-        if job.is_more_wanted || !job.freed.is_empty() || !job.outdated.is_empty() || has_too_many {
+        let has_more = job.is_more_wanted || job.is_copy_outdated || has_too_many;
+        if has_more || !job.freed.is_empty() || !job.outdated.is_empty() {
             self.is_asked = true;
             self.is_more_wanted = job.is_more_wanted;
             host.submit(Job::Space(job));
@@ -246,11 +250,9 @@ impl Upkeep {
     }
 
     /// Begins a compaction when one is due, and goes on with it.
-    fn compact(&mut self, state: &State, log: &Log, checkpoint_bytes: u64, now: u64, host: &mut impl Host) {
+    fn compact(&mut self, state: &mut State, log: &Log, checkpoint_bytes: u64, now: u64, host: &mut impl Host) {
         if now >= self.compact_at && self.is_compaction_due(state, log, checkpoint_bytes) {
-            let (segments, block_bytes) = (&self.segments, self.block_bytes);
-            self.compaction =
-                Some(Compaction::new(state, log.layout(), log.end(), self.checkpoint, segments, block_bytes));
+            self.compaction = Some(Compaction::new(state, log, self.checkpoint, self.block_bytes));
         }
         if let Some(compaction) = &mut self.compaction {
             compaction.step(state, log.end(), log.synced(), |job| host.submit(Job::Compact(job)));
@@ -267,7 +269,7 @@ impl Upkeep {
         let from = self.checkpoint.map_or(log.layout().first(), |last| last.span.lsn);
         let since = log.synced().0.saturating_sub(from.0);
         let is_long = since > checkpoint_bytes.max(self.checkpoint.map_or(0, |last| last.bytes));
-        let is_large = self.segments.len() as u64 >= segments_max(live, segment_bytes);
+        let is_large = log.segments().len() as u64 >= segments_max(live, segment_bytes);
         let is_of_use = self.useless.is_none_or(|(end, waited)| {
             let little = segment_bytes / 8;
             log.synced().0 - end.0 >= little || live + little <= waited
@@ -312,10 +314,12 @@ fn relocate_message(
     state: &mut State,
     log: &mut Log,
 ) -> bool {
-    let &(Change::MessageSent { to, at, from_name, to_name, text, .. }
-    | Change::MessageMoved { to, at, from_name, to_name, text, .. }) = change
-    else {
-        return true;
+    let (from, to, at, from_name, to_name, text) = match *change {
+        Change::MessageSent { from, to, at, from_name, to_name, text } => {
+            (Some(from), to, at, from_name, to_name, text)
+        }
+        Change::MessageMoved { from, to, at, from_name, to_name, text, .. } => (from, to, at, from_name, to_name, text),
+        _ => return true,
     };
     let still: Vec<_> = holders
         .iter()
@@ -330,7 +334,8 @@ fn relocate_message(
             Holders::pack(&mut packed, **user);
         }
         let holders = Holders::new(&packed);
-        if !rewrite(&Change::MessageMoved { sent, to, at, from_name, to_name, text, holders }, state, log) {
+        let moved = Change::MessageMoved { sent, from, to, at, from_name, to_name, text, holders };
+        if !rewrite(&moved, state, log) {
             return false;
         }
     }

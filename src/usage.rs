@@ -93,6 +93,11 @@ impl Usage {
         self.messages
     }
 
+    /// The segments of which something is needed.
+    pub fn needed_segments(&self) -> impl Iterator<Item = u64> {
+        (self.first..).zip(&self.segments).filter(|(_, slot)| slot.records > 0).map(|(segment, _)| segment)
+    }
+
     /// Segments that nothing is needed of any more since this was last asked.
     pub(crate) fn take_emptied(&mut self) -> BTreeSet<u64> {
         std::mem::take(&mut self.emptied)

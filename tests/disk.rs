@@ -82,6 +82,20 @@ impl User {
     }
 }
 
+/// Copies a directory with all that is in it, but for sockets.
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let (entry, kind) = entry.map(|entry| (entry.path(), entry.file_type().unwrap())).unwrap();
+        let into = to.join(entry.file_name().unwrap());
+        if kind.is_dir() {
+            copy(&entry, &into);
+        } else if kind.is_file() {
+            fs::copy(&entry, &into).unwrap();
+        }
+    }
+}
+
 /// What the segments take on the disk.
 fn journal_bytes(data: &Path) -> u64 {
     let sizes =
@@ -405,17 +419,20 @@ fn a_damaged_checkpoint_is_found_and_repaired_from_what_is_left() {
     assert!(check(&data, false).1.contains(wait));
     // The header, the counters, an account, the entries of a mailbox, the end.
     for at in [3, 60, 110, whole.len() / 2, whole.len() - 60, whole.len() - 3] {
-        flip(&path, at);
-        let started = output(&["serve", "--demo", "--listen", "127.0.0.1:0", "--data", data.to_str().unwrap()]);
+        let tried = root.path().join(format!("damaged at {at}"));
+        copy(&data, &tried);
+        flip(&only_file(&tried.join("checkpoint")), at);
+        let started = output(&["serve", "--demo", "--listen", "127.0.0.1:0", "--data", tried.to_str().unwrap()]);
         assert_eq!(started.status.code(), Some(2), "byte {at}");
         assert!(text(&started.stderr).contains("kurir check DIR --repair"), "{}", text(&started.stderr));
-        assert_eq!(check(&data, false).0, Some(1), "byte {at}");
+        assert_eq!(check(&tried, false).0, Some(1), "byte {at}");
         // The journal is there from its beginning, so nothing is lost.
-        let (code, said) = check(&data, true);
+        let (code, said) = check(&tried, true);
         assert_eq!(code, Some(0), "{said}");
         assert!(said.contains(wait), "byte {at}: {said}");
-        assert_eq!(check(&data, false).0, Some(0));
-        fs::write(&path, &whole).unwrap();
+        assert_eq!(check(&tried, false).0, Some(0));
+        let server = Server::demo(&tried, &SMALL);
+        assert_eq!(User::new(&server, "henderson").read(), 5000, "byte {at}");
     }
     // Without the beginning of the journal, what is whole of the checkpoint is kept.
     let server = Server::demo(&data, &SMALL);

@@ -1,6 +1,11 @@
 //! A world in one thread, made from one number: clients that talk to the engine in pieces of any size, a network that
 //! takes as little as it likes, workers that take as long as they like, and a machine that loses power.
 //!
+//! Everything but the clients, the network and the disk is what the server runs: the engine, the journal writer, segments,
+//! checkpoints, stored files, recovery and backups. Each helper thread's work is a step, and the seed picks which comes next.
+//! The disk ([`sim_disk`]) forgets, tears and reorders what was not synced, in the middle of any operation, also of a start; and
+//! it fails and is full.
+//!
 //! At the end a model compares what the clients were told with what became of their messages:
 //!
 //! - a message whose sender was told OK is in the mailbox of each receiver, or was delivered there, exactly once;
@@ -9,38 +14,52 @@
 //! - ids in a mailbox grow, and a message that is given again has the id that it had;
 //! - a file is listed whole and as it was sent, or not at all;
 //! - what is recovered is what the server had in memory, however often it was compacted;
-//! - a backup that is made while all goes on is what the server had when it was begun.
+//! - a backup that is made while all goes on is what the server had when it was begun, and a power cut takes nothing of it;
+//! - a server starts, whatever came before.
 //!
 //! Where the server syncs only now and then, what was acknowledged since may be lost when power goes, and nothing else.
 //!
-//! A seed that fails is printed; `KURIR_SEED=N cargo test --test simulation` runs it alone.
+//! A seed that fails is printed; `KURIR_SEED=N cargo test --test simulation` runs it alone, and with `KURIR_SEEDS=N` so many
+//! are run.
 
 #![allow(clippy::panic, clippy::unwrap_used, clippy::expect_used)]
 
 mod common;
+#[path = "common/sim_disk.rs"]
+mod sim_disk;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::io::{self, ErrorKind};
 use std::net::{IpAddr, Ipv4Addr};
+use std::path::Path;
+use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use common::{LAYOUT_SMALL, MemoryDisk, MemoryWorkers};
-use kurir::backup::Point;
-use kurir::change::{Change, Kept, Lsn};
+use kurir::backup::{Copy, Point};
+use kurir::change::{Change, FileId, Kept, Lsn, Place};
 use kurir::clock::Clock;
+use kurir::compaction::{Compacted, Needed};
 use kurir::connection::{ConnectionId, Peer};
 use kurir::data::DataDirectory;
-use kurir::engine::{Engine, Host, Job, Registration};
-use kurir::files::{FileJob, TransferId};
+use kurir::disk::{DiskRef, FileRef};
+use kurir::engine::{Completion, Engine, Host, Job, Registration};
+use kurir::files::{FileDone, FileJob, TransferId};
+use kurir::journal::Unsynced;
 use kurir::limits::Limits;
-use kurir::log::{Log, Need};
-use kurir::recovery;
-use kurir::segment::Access;
+use kurir::log::{Log, Need, Sync};
+use kurir::segment::Layout;
 use kurir::state::State;
+use kurir::store::{self, Disk, Opening, Store, StoreError};
+use kurir::texts::{self, Texts};
 use kurir::upkeep::Holdings;
 use serde_json::Value;
+use sim_disk::SimDisk;
 
+/// Small, so that there are many segments.
+const SEGMENT_BYTES: u64 = 4096;
+const DATA: &str = "/srv/data";
+const COPIES: &str = "/srv/copies";
 const SEEDS: u64 = 280;
 const STEPS: usize = 1500;
 const USERS: [&str; 4] = ["messi", "henderson", "lineker", "pele"];
@@ -51,7 +70,7 @@ const END: &[u8] = b"\r\n\r\n";
 fn clients_and_the_model_agree_whatever_the_network_does() {
     let seeds = match std::env::var("KURIR_SEED") {
         Ok(seed) => seed.parse::<u64>().unwrap()..=seed.parse::<u64>().unwrap(),
-        Err(_) => 1..=SEEDS,
+        Err(_) => 1..=std::env::var("KURIR_SEEDS").map_or(SEEDS, |seeds| seeds.parse().unwrap()),
     };
     let mut seen = Seen::default();
     for seed in seeds {
@@ -74,7 +93,10 @@ fn clients_and_the_model_agree_whatever_the_network_does() {
         assert!(seen.refused > 100, "{seen:?}");
         assert!(seen.cut_short > 50, "{seen:?}");
         assert!(seen.late > 200, "{seen:?}");
-        assert!(seen.failed_syncs > 50, "{seen:?}");
+        assert!(seen.failures > 100, "{seen:?}");
+        assert!(seen.cuts > 100, "{seen:?}");
+        assert!(seen.cuts_in_starts > 50, "{seen:?}");
+        assert!(seen.kept_backups > 50, "{seen:?}");
         assert!(seen.compactions > 200, "{seen:?}");
         assert!(seen.relocated > 200, "{seen:?}");
         assert!(seen.relocated_files > 50, "{seen:?}");
@@ -103,7 +125,11 @@ struct Seen {
     late: usize,
     /// INBOX replies of which only a part got out.
     cut_short: usize,
-    failed_syncs: usize,
+    /// Servers that ended since their disk failed.
+    failures: usize,
+    /// Power cuts in the middle of something, and of those in the middle of a start.
+    cuts: usize,
+    cuts_in_starts: usize,
     compactions: usize,
     /// Messages that compaction had written again.
     relocated: usize,
@@ -113,14 +139,27 @@ struct Seen {
     small_files: usize,
     /// Times that the loop read from a stored file itself.
     cached_reads: usize,
+    /// Files that have one of their own.
+    stored: usize,
     /// Segments that were used again.
     recycled: usize,
     backups: usize,
+    /// Finished ones that were still whole after a power cut.
+    kept_backups: usize,
     /// Times that what was recovered was compared with what was in memory.
     compared: usize,
 }
 
 impl Seen {
+    fn count(&mut self, compacted: &Compacted) {
+        if let Compacted::Done(_, relocations) = compacted {
+            self.compactions += 1;
+            let files = relocations.iter().filter(|moved| matches!(moved.needed, Needed::File(_))).count();
+            self.relocated += relocations.len() - files;
+            self.relocated_files += files;
+        }
+    }
+
     fn add(&mut self, other: &Self) {
         self.acknowledged += other.acknowledged;
         self.delivered += other.delivered;
@@ -133,13 +172,17 @@ impl Seen {
         self.refused += other.refused;
         self.cut_short += other.cut_short;
         self.late += other.late;
-        self.failed_syncs += other.failed_syncs;
+        self.failures += other.failures;
+        self.cuts += other.cuts;
+        self.cuts_in_starts += other.cuts_in_starts;
+        self.kept_backups += other.kept_backups;
         self.compactions += other.compactions;
         self.relocated += other.relocated;
         self.relocated_files += other.relocated_files;
         self.small_files += other.small_files;
         self.cached_reads += other.cached_reads;
         self.recycled += other.recycled;
+        self.stored += other.stored;
         self.backups += other.backups;
         self.compared += other.compared;
     }
@@ -211,7 +254,7 @@ struct World {
     random: Random,
     engine: Option<Engine>,
     net: Net,
-    workers: MemoryWorkers,
+    machine: Machine,
     /// Jobs that the engine has handed out and no worker has done.
     pending: VecDeque<Job>,
     now: Clock,
@@ -222,6 +265,9 @@ struct World {
     model: Model,
     seen: Seen,
     backup: Option<Backup>,
+    /// Backups that were finished and must outlast everything.
+    kept: Vec<(String, State)>,
+    copies: usize,
     /// Nothing fails any more.
     is_calm: bool,
 }
@@ -232,14 +278,79 @@ struct Backup {
     point: Option<(Point, State)>,
 }
 
+/// What the server runs on.
+struct Machine {
+    disk: Arc<SimDisk>,
+    sync: Sync,
+    /// None between two servers.
+    workers: Option<Workers>,
+}
+
+/// The helper threads, each of which takes a step when the seed says so.
+struct Workers {
+    /// Held as long as they are.
+    _directory: DataDirectory,
+    disk: Disk,
+    layout: Layout,
+    /// Handed over to be synced, with [`Sync::Interval`].
+    unsynced: VecDeque<Unsynced>,
+    /// All before this stays when power goes.
+    synced: Lsn,
+}
+
+impl Machine {
+    fn disk(&self) -> DiskRef {
+        DiskRef::clone(&(Arc::clone(&self.disk) as DiskRef))
+    }
+
+    fn workers(&mut self) -> &mut Workers {
+        self.workers.as_mut().unwrap()
+    }
+
+    /// A server starts.
+    fn start(&mut self) -> Result<(State, Log, Holdings), StoreError> {
+        self.start_in(&self.disk(), DATA).map(|(workers, state, log, holdings)| {
+            self.workers = Some(workers);
+            (state, log, holdings)
+        })
+    }
+
+    fn start_in(&self, disk: &DiskRef, root: &str) -> Result<(Workers, State, Log, Holdings), StoreError> {
+        let directory = DataDirectory::open_on(DiskRef::clone(disk), Path::new(root)).map_err(StoreError::Data)?;
+        let opening = Opening { segment_bytes: SEGMENT_BYTES, sync: self.sync, salt: 7, now: 1_767_225_600_000 };
+        let Store { directory, state, log, holdings, disk } = Store::open_in(directory, opening)?;
+        let (layout, synced) = (log.layout(), log.end());
+        let workers = Workers { _directory: directory, disk, layout, unsynced: VecDeque::new(), synced };
+        Ok((workers, state, log, holdings))
+    }
+
+    /// The record at a place.
+    fn record(&self, root: &str, layout: Layout, place: Place) -> Vec<u8> {
+        let journal = kurir::disk::Directory::new(self.disk(), Path::new(root).join("journal"));
+        Texts::new(journal, layout).read(&[place]).expect("the segment of what is needed is there")
+    }
+
+    /// The text of the message at a place.
+    fn text(&self, root: &str, layout: Layout, place: Place) -> String {
+        let record = self.record(root, layout, place);
+        let message = texts::message(&record, layout.salt, place).expect("a message that waits can be read");
+        String::from_utf8(message.text.to_owned()).expect("a text is UTF-8")
+    }
+
+    /// The small file at a place.
+    fn content(&self, root: &str, layout: Layout, place: Place) -> Vec<u8> {
+        let record = self.record(root, layout, place);
+        texts::content(&record, layout.salt, place).expect("a file that is listed can be read").to_owned()
+    }
+}
+
 /// The engine's view of the clients.
 struct Net {
     lines: BTreeMap<ConnectionId, Line>,
     submitted: VecDeque<Job>,
     random: u64,
-    /// Stored files that are open for a download, of which any part may be in memory or not.
-    opened: HashMap<TransferId, Vec<u8>>,
-    memory: Random,
+    /// Stored files that are open for a download.
+    opened: HashMap<TransferId, FileRef>,
     cached_reads: usize,
     has_deadlines: bool,
 }
@@ -312,16 +423,8 @@ impl Host for Net {
     }
 
     fn read_stored(&mut self, transfer: TransferId, offset: u64, into: &mut [u8]) -> io::Result<usize> {
-        let content = self.opened.get(&transfer).ok_or(ErrorKind::WouldBlock)?;
-        let rest = content.get(usize::try_from(offset).unwrap()..).unwrap_or_default();
-        let count = match self.memory.below(3) {
-            0 => return Err(ErrorKind::WouldBlock.into()),
-            1 => self.memory.below(into.len()),
-            _ => into.len(),
-        };
+        let count = self.opened.get(&transfer).ok_or(ErrorKind::WouldBlock)?.read_cached_at(into, offset)?;
         self.cached_reads += 1;
-        let count = count.min(rest.len());
-        into[..count].copy_from_slice(&rest[..count]);
         Ok(count)
     }
 }
@@ -348,7 +451,7 @@ fn limits(random: &mut Random, has_deadlines: bool) -> Limits {
         connections_bytes_max: if has_deadlines { connections_bytes } else { u64::MAX },
         password_queue_max: 3,
         uploads_max: 2,
-        segment_bytes: LAYOUT_SMALL.segment_bytes,
+        segment_bytes: SEGMENT_BYTES,
         checkpoint_bytes: 1000 + random.below(30_000) as u64,
         ..Limits::default()
     }
@@ -367,35 +470,23 @@ fn start(random: &mut Random, has_deadlines: bool, state: State, log: Log, holdi
 impl World {
     fn new(seed: u64) -> Self {
         let mut random = Random(seed);
-        let mut state = State::new(LAYOUT_SMALL.segment_bytes);
-        let mut log = Log::new(LAYOUT_SMALL, LAYOUT_SMALL.first());
-        let mut workers = MemoryWorkers::default();
-        workers.disk = MemoryDisk::new(LAYOUT_SMALL);
-        let hash = common::hash("surabaya");
-        for name in USERS {
-            let change = Change::UserAdded { user: state.next_user(), name, password_hash: &hash };
-            let place = log.append(&change, Need::More).unwrap();
-            state.apply(&change, place);
-        }
-        let owner = state.user_named(USERS[0]).unwrap();
-        let group = state.next_group();
-        let mut changes = vec![Change::GroupCreated { group, name: GROUP, owner, secret_hash: None }];
-        for name in &USERS[1..3] {
-            changes.push(Change::MemberJoined { group, user: state.user_named(name).unwrap() });
-        }
-        for change in &changes {
-            let place = log.append(change, Need::More).unwrap();
-            state.apply(change, place);
-        }
-        workers.is_interval = random.one_in(4);
-        let mut batch = log.take_batch().unwrap();
-        workers.disk.write(batch.start, batch.seal());
-        workers.disk.sync();
-        let end = batch.end();
-        log.settle(batch, end);
-        log.set_room(workers.disk.done(false).room, false);
+        let disk = SimDisk::new(random.next());
+        disk.set_ordered(random.one_in(2));
+        disk.set_direct(random.one_in(2));
+        disk.set_short_writes(random.one_in(4));
+        disk.make_root(Path::new(COPIES)).unwrap();
+        let sync = if random.one_in(4) { Sync::Interval } else { Sync::Always };
+        let mut machine = Machine { disk, sync, workers: None };
+        let (mut state, mut log, _) = machine.start().unwrap();
+        make_accounts(&mut state, &mut log);
+        // As `--demo` does: before the loop, and without it.
+        let Workers { _directory: directory, disk, .. } = machine.workers.take().unwrap();
+        let mut store = Store { directory, state, log, holdings: Holdings::default(), disk };
+        store.commit().unwrap();
+        let Store { directory, state, mut log, holdings, disk } = store;
+        let (layout, synced) = (log.layout(), log.end());
+        machine.workers = Some(Workers { _directory: directory, disk, layout, unsynced: VecDeque::new(), synced });
         log.set_tail_bytes(random.below(5000));
-        let holdings = Holdings { segments: workers.disk.segments.keys().copied().collect(), checkpoint: None };
         let has_deadlines = random.one_in(3);
         let engine = start(&mut random, has_deadlines, state, log, holdings);
         Self {
@@ -406,11 +497,10 @@ impl World {
                 submitted: VecDeque::new(),
                 random: 0,
                 opened: HashMap::new(),
-                memory: Random(!seed),
                 cached_reads: 0,
                 has_deadlines,
             },
-            workers,
+            machine,
             pending: VecDeque::new(),
             now: Clock { utc_ms: 1_767_225_600_000, steady_ms: 0 },
             has_deadlines,
@@ -419,6 +509,8 @@ impl World {
             model: Model::default(),
             seen: Seen::default(),
             backup: None,
+            kept: Vec::new(),
+            copies: 0,
             is_calm: false,
         }
     }
@@ -435,9 +527,9 @@ impl World {
                 30..=54 => self.deliver_bytes(),
                 55..=69 => self.open_window(),
                 70..=84 => self.work(),
-                85..=97 => self.turn(),
+                85..=96 => self.turn(),
                 98 if self.random.one_in(4) => self.crash(true),
-                98 if self.random.one_in(3) => self.workers.is_disk_full = !self.workers.is_disk_full,
+                97 if self.random.one_in(8) => self.have_trouble(),
                 98 if self.random.one_in(3) => self.backup(),
                 98 if self.random.one_in(2) => self.sync(),
                 98 if self.random.one_in(2) => self.now.utc_ms += self.random.next() % 10_000_000,
@@ -446,20 +538,37 @@ impl World {
             }
             self.read_replies();
         }
+        self.calm_down();
         self.settle_down();
         if self.backup.is_some() {
             self.backup();
         }
-        self.is_calm = true;
         self.settle_down();
         self.crash(true);
         self.drain_mailboxes();
         self.judge();
-        self.seen.compactions += self.workers.disk.compactions;
-        self.seen.relocated += self.workers.disk.relocated;
-        self.seen.relocated_files += self.workers.disk.relocated_files;
-        self.seen.recycled += self.workers.disk.recycled;
         self.seen
+    }
+
+    /// The disk is as a disk should be.
+    fn calm_down(&mut self) {
+        self.is_calm = true;
+        self.machine.disk.set_failures(None);
+        self.machine.disk.set_room(None);
+        self.machine.disk.cut_after(u64::MAX / 2);
+    }
+
+    /// The disk is not as it should be, or is again.
+    fn have_trouble(&mut self) {
+        let disk = Arc::clone(&self.machine.disk);
+        match self.random.below(10) {
+            0 => disk.set_room(Some(self.random.next() % 30_000)),
+            1 => disk.set_room(None),
+            2 => disk.set_failures(Some(1 + self.random.next() % 40)),
+            3 => disk.set_failures(None),
+            4 => disk.fail_next_sync(),
+            _ => disk.cut_after(self.random.next() % 40),
+        }
     }
 
     fn connect(&mut self) {
@@ -591,28 +700,75 @@ impl World {
         self.do_job(job);
     }
 
-    fn do_job(&mut self, mut job: Job) {
-        if let Job::Journal(batch) = &mut job
-            && !self.is_calm
-            && self.random.one_in(300)
-        {
-            // A sync that fails ends the server. What it wrote of the batch is there, or not.
-            self.workers.disk.write(batch.start, batch.seal());
-            self.seen.failed_syncs += 1;
-            return self.crash(false);
+    fn do_job(&mut self, job: Job) {
+        let done = self.try_job(job);
+        if done.is_err() || self.machine.disk.is_cut() {
+            // Nothing can be promised after it: the server ends.
+            self.seen.failures += usize::from(!self.machine.disk.is_cut());
+            assert!(!self.is_calm, "a disk that does not fail: {done:?}");
+            self.crash(false);
         }
+    }
+
+    fn try_job(&mut self, job: Job) -> Result<(), String> {
+        let Self { machine, engine, seen, .. } = self;
+        let (sync, Workers { disk, .. }) = (machine.sync, machine.workers.as_mut().unwrap());
+        let engine = engine.as_mut().unwrap();
         let transfer = match &job {
-            Job::File(FileJob::Read { transfer, .. } | FileJob::Forget(transfer)) => Some(*transfer),
+            Job::File(FileJob::Forget(transfer)) => Some(*transfer),
             _ => None,
         };
-        let engine = self.engine.as_mut().unwrap();
-        let Ok(()) = kurir::local::Workers::run(&mut self.workers, job, |completion| engine.complete(completion));
-        if let Some(transfer) = transfer {
-            match self.workers.opened(transfer) {
-                Some(content) => drop(self.net.opened.insert(transfer, content.clone())),
-                None => drop(self.net.opened.remove(&transfer)),
+        let failed = |error: &dyn std::fmt::Display| error.to_string();
+        match job {
+            Job::Journal(batch) => {
+                let mut batches = vec![batch];
+                // What has come meanwhile is written with it.
+                while self.random.one_in(2)
+                    && let Some(next) = self.pending.iter().position(|job| matches!(job, Job::Journal(_)))
+                    && let Some(Job::Journal(batch)) = self.pending.remove(next)
+                {
+                    batches.push(batch);
+                }
+                let settled = store::write(&mut disk.journal, batches, sync).map_err(|error| failed(&error))?;
+                engine.complete(settled);
+                if sync == Sync::Always {
+                    machine.workers().synced = machine.workers.as_ref().unwrap().disk.journal.synced();
+                }
+            }
+            Job::Password(job) => engine.complete(Completion::Password(common::check(&job))),
+            Job::File(job) => {
+                let done = disk.files.run(job);
+                if let Some((transfer, file)) = disk.files.take_opened() {
+                    self.net.opened.insert(transfer, file);
+                }
+                if let Some(done) = done.map_err(|error| failed(&error))? {
+                    if let FileDone::Stored(..) = &done {
+                        seen.stored += 1;
+                    }
+                    engine.complete(Completion::File(done));
+                }
+            }
+            Job::Texts(job) => engine.complete(store::read(&mut disk.texts, &job)),
+            Job::Space(job) => {
+                let spare = disk.space.done().spare;
+                let (done, made) = disk.space.run(&job).map_err(|(_, error)| failed(&error))?;
+                seen.recycled += usize::from(spare > 0 && made.is_some());
+                if let Some(segment) = made {
+                    disk.journal.add(segment);
+                }
+                engine.complete(Completion::Space(done));
+            }
+            Job::Compact(job) => {
+                if let Some(compacted) = disk.compactor.run(job).map_err(|error| failed(&error))? {
+                    seen.count(&compacted);
+                    engine.complete(Completion::Compacted(compacted));
+                }
             }
         }
+        if let Some(transfer) = transfer {
+            self.net.opened.remove(&transfer);
+        }
+        Ok(())
     }
 
     fn turn(&mut self) {
@@ -624,11 +780,28 @@ impl World {
         self.pending.append(&mut self.net.submitted);
     }
 
-    /// What was written is synced, where that is not done at once.
+    /// With [`Sync::Interval`] the sync thread takes what was written, or syncs it.
     fn sync(&mut self) {
-        if self.workers.disk.synced < self.workers.disk.written {
-            let synced = self.workers.sync();
-            self.engine().complete(synced);
+        if self.machine.sync == Sync::Always {
+            return;
+        }
+        let workers = self.machine.workers();
+        let Some(unsynced) = workers.unsynced.pop_front() else {
+            if workers.synced == workers.disk.journal.end() {
+                return;
+            }
+            let unsynced = workers.disk.journal.take_unsynced();
+            return workers.unsynced.push_back(unsynced);
+        };
+        match unsynced.sync() {
+            Ok(synced) => {
+                workers.synced = workers.synced.max(synced);
+                self.engine().complete(Completion::Synced(synced));
+            }
+            Err(error) => {
+                assert!(!self.is_calm, "a disk that does not fail: {error}");
+                self.crash(false);
+            }
         }
     }
 
@@ -649,19 +822,10 @@ impl World {
                 // A backup whose connection broke off is none.
                 let is_held = self.net.lines.get(&connection).is_some_and(|line| !line.is_ended);
                 if let Some((point, expected)) = point.filter(|_| is_held) {
-                    let mut copy = self.workers.disk.some(&point.segments, point.checkpoint);
-                    copy.cut(point.end);
-                    let (copy, state, ..) = reopen(&copy);
-                    assert_eq!(state, expected, "a backup is not what there was");
-                    for (_, mailbox) in state.mailboxes() {
-                        mailbox.entries().iter().for_each(|entry| drop(copy.text(entry.place())));
-                    }
-                    for (_, stored) in state.files() {
-                        if let Kept::Journal(place) = stored.kept {
-                            copy.content(place);
-                        }
-                    }
-                    self.seen.backups += 1;
+                    self.make_backup(&point, expected);
+                }
+                if self.machine.disk.is_cut() {
+                    return self.crash(false);
                 }
                 self.lose(connection);
                 self.engine().ready(connection, true, true);
@@ -669,12 +833,51 @@ impl World {
         }
     }
 
-    /// The server has said what a backup is of.
+    /// What `kurir backup` does once the server has said what a backup is of.
+    fn make_backup(&mut self, point: &Point, expected: State) {
+        self.copies += 1;
+        let to = format!("{COPIES}/{}", self.copies);
+        let made = Copy::make(&self.machine.disk(), Path::new(DATA), Path::new(&to), point).and_then(Copy::finish);
+        match made {
+            Ok(_) => {
+                self.assert_is_copy(&to, &expected);
+                self.seen.backups += 1;
+                self.kept.push((to, expected));
+            }
+            Err(error) => assert!(!self.is_calm, "there is no backup: {error}"),
+        }
+    }
+
+    fn assert_is_copy(&self, copy: &str, expected: &State) {
+        let disk = self.machine.disk.snapshot();
+        let machine = Machine { disk, sync: self.machine.sync, workers: None };
+        let (workers, state, ..) = machine.start_in(&machine.disk(), copy).expect("a server starts from a backup");
+        assert!(state == *expected, "a backup is not what there was");
+        for (_, mailbox) in state.mailboxes() {
+            mailbox.entries().iter().for_each(|entry| drop(machine.text(copy, workers.layout, entry.place())));
+        }
+        for (file, stored) in state.files() {
+            match stored.kept {
+                Kept::Journal(place) => drop(machine.content(copy, workers.layout, place)),
+                Kept::Apart { sum } => {
+                    assert_eq!(workers.disk.files.sum(file).unwrap(), (stored.bytes, sum.unwrap()));
+                }
+            }
+        }
+    }
+
+    /// The server has said what a backup is of: what that is is seen from a copy that is made at once.
     fn backup_begun(&mut self, reply: &Value) {
+        if reply["status"] != "OK" {
+            return;
+        }
         let point = Point::from_json(&reply["data"]).unwrap();
-        let mut now = self.workers.disk.some(&point.segments, point.checkpoint);
-        now.cut(point.end);
-        let expected = reopen(&now).1;
+        let disk = self.machine.disk.snapshot();
+        let machine = Machine { disk, sync: self.machine.sync, workers: None };
+        let now = "/srv/now";
+        let made = Copy::make(&machine.disk(), Path::new(DATA), Path::new(now), &point).and_then(Copy::finish);
+        made.expect("all that a backup is of is there");
+        let (_, expected, ..) = machine.start_in(&machine.disk(), now).unwrap();
         self.backup = self.backup.take().map(|backup| Backup { point: Some((point, expected)), ..backup });
     }
 
@@ -697,8 +900,8 @@ impl World {
         }
     }
 
-    /// Power goes: what is not durable is lost, and the server starts again from what is. `is_quiet` says that it was not
-    /// in the middle of a write.
+    /// The server ends without a word, by a power cut or on its own, and starts again. `is_quiet` says that it was not in the
+    /// middle of a job.
     fn crash(&mut self, is_quiet: bool) {
         // Whatever has reached the clients has reached them.
         self.read_replies();
@@ -710,48 +913,106 @@ impl World {
         }
         let engine = self.engine.take().unwrap();
         let is_quiet = is_quiet && !engine.has_work() && self.pending.is_empty() && self.net.submitted.is_empty();
-        // Batches that were on their way are there whole, in part, or not at all.
-        let on_their_way = self.pending.drain(..).filter_map(|job| match job {
-            Job::Journal(batch) => Some(batch),
-            _ => None,
-        });
-        for mut batch in on_their_way.take(self.random.below(3)).collect::<Vec<_>>() {
-            self.workers.disk.write(batch.start, batch.seal());
-        }
+        self.pending.clear();
         self.net.submitted.clear();
         self.net.opened.clear();
-        if self.workers.is_interval {
-            self.forget_since(self.workers.disk.synced);
-            self.tokens = [const { None }; USERS.len()];
+        let disk = Arc::clone(&self.machine.disk);
+        let in_the_middle = disk.is_cut();
+        self.seen.cuts += usize::from(in_the_middle);
+        let is_cut = in_the_middle || self.random.one_in(2);
+        let synced = self.machine.workers().synced;
+        if is_cut {
+            disk.cut();
         }
-        let mut stays = Random(self.random.next());
-        self.workers.disk.lose(|| stays.one_in(2));
-        let (disk, state, mut log, holdings) = reopen(&self.workers.disk);
-        if is_quiet && !self.workers.is_interval {
-            assert_eq!(state, *engine.state(), "what is recovered is not what there was");
+        // What they still have open goes with them.
+        self.machine.workers = None;
+        self.go_on_after(is_cut, synced);
+        let (state, mut log, holdings) = self.restart(synced);
+        if is_quiet && (self.machine.sync == Sync::Always || !is_cut) && !in_the_middle {
+            // They are too long to be shown.
+            assert!(state == *engine.state(), "what is recovered is not what there was");
             self.seen.compared += 1;
         }
-        self.seen.compactions += self.workers.disk.compactions;
-        self.seen.relocated += self.workers.disk.relocated;
-        self.seen.relocated_files += self.workers.disk.relocated_files;
-        self.seen.recycled += self.workers.disk.recycled;
-        self.workers.disk = disk;
+        self.take_stock(&state);
+        log.set_tail_bytes(self.random.below(5000));
+        self.engine = Some(start(&mut self.random, self.has_deadlines, state, log, holdings));
+    }
+
+    /// The machine comes back, if it was gone.
+    fn go_on_after(&mut self, is_cut: bool, synced: Lsn) {
+        if !is_cut {
+            return self.machine.disk.end_process();
+        }
+        self.power_was_cut(synced);
+        for (copy, expected) in std::mem::take(&mut self.kept) {
+            self.assert_is_copy(&copy, &expected);
+            self.seen.kept_backups += 1;
+        }
+    }
+
+    /// Where syncs are seldom, what was not on the disk may be gone.
+    fn power_was_cut(&mut self, synced: Lsn) {
+        self.machine.disk.restart();
+        if self.machine.sync == Sync::Interval {
+            self.forget_since(synced);
+            self.tokens = [const { None }; USERS.len()];
+        }
+    }
+
+    /// Starts a server, though power may go and the disk may fail meanwhile. The one before knew that all before `synced` was
+    /// on the disk.
+    fn restart(&mut self, synced: Lsn) -> (State, Log, Holdings) {
+        let disk = Arc::clone(&self.machine.disk);
+        for tries in 0.. {
+            let is_calm = self.is_calm || tries > 3;
+            match self.random.below(4) {
+                _ if is_calm => {
+                    disk.set_failures(None);
+                    disk.set_room(None);
+                    disk.cut_after(u64::MAX / 2);
+                }
+                0 => disk.cut_after(self.random.next() % 25),
+                1 if self.random.one_in(2) => disk.set_failures(Some(1 + self.random.next() % 40)),
+                _ => {}
+            }
+            let started = self.machine.start();
+            if disk.is_cut() {
+                self.seen.cuts_in_starts += 1;
+                self.machine.workers = None;
+                self.power_was_cut(synced);
+                continue;
+            }
+            match started {
+                Ok(started) => {
+                    if !self.is_calm {
+                        disk.cut_after(u64::MAX / 2);
+                    }
+                    return started;
+                }
+                Err(error) => {
+                    assert!(!is_calm, "a server does not start: {error}");
+                    let is_damage = matches!(&error, StoreError::Data(error) if !is_of_disk(error));
+                    assert!(!is_damage, "a server does not start: {error}");
+                    disk.end_process();
+                }
+            }
+        }
+        unreachable!("it has started, or the test has failed")
+    }
+
+    /// What the clients may find now.
+    fn take_stock(&mut self, state: &State) {
         // That a message was delivered may not have been written down; then it comes again.
+        let layout = self.machine.workers().layout;
         for (index, name) in USERS.iter().enumerate() {
             let user = state.user_named(name).unwrap();
             for entry in state.mailbox(user).unwrap().entries() {
-                let key = (index, self.workers.disk.text(entry.place()));
+                let key = (index, self.machine.text(DATA, layout, entry.place()));
                 if let Some(id) = self.model.delivered.remove(&key) {
                     self.model.undone.insert(key, id);
                 }
             }
         }
-        // The rename of an upload and the change that lists it are two steps; strays go at the start.
-        self.workers.files.retain(|file, _| state.file(*file).is_some());
-        self.workers.forget_transfers();
-        self.workers.is_disk_full = false;
-        log.set_tail_bytes(self.random.below(5000));
-        self.engine = Some(start(&mut self.random, self.has_deadlines, state, log, holdings));
     }
 
     /// What was acknowledged after this was written may be gone.
@@ -775,6 +1036,10 @@ impl World {
                 let reply: Vec<u8> = line.from_server.drain(..end + END.len()).collect();
                 let reply: Value = serde_json::from_slice(&reply).expect("a reply is JSON");
                 let asked = line.asked.pop_front().expect("every reply answers a request");
+                if line.is_closed && matches!(asked, Asked::Backup) {
+                    // The disk is full, and what a backup is of is not kept for it any more.
+                    continue;
+                }
                 self.answered(line.id, asked, &reply);
             }
             // The connection of a backup may be closed when the disk is full; nobody else's.
@@ -802,7 +1067,7 @@ impl World {
                 for receiver in &to {
                     self.model.order.entry((id, *receiver)).or_default().push(text.clone());
                 }
-                self.model.soft.push((self.workers.disk.written, text.clone()));
+                self.model.soft.push((self.machine.workers().disk.journal.end(), text.clone()));
                 self.model.acknowledged.insert(text, to);
             }
             Asked::Message { text, .. } => {
@@ -812,7 +1077,7 @@ impl World {
             Asked::File { from, to, name } if is_ok => {
                 self.seen.files += 1;
                 for to in to {
-                    self.model.soft_files.push((self.workers.disk.written, (from, to, name.clone())));
+                    self.model.soft_files.push((self.machine.workers().disk.journal.end(), (from, to, name.clone())));
                     self.model.files.insert((from, to, name.clone()));
                 }
             }
@@ -860,7 +1125,7 @@ impl World {
 
     /// Everything that is under way comes to its end.
     fn settle_down(&mut self) {
-        self.workers.is_disk_full = false;
+        self.machine.disk.set_room(None);
         for line in self.net.lines.values_mut() {
             line.room = usize::MAX;
             line.arrived = line.to_server.len();
@@ -872,6 +1137,8 @@ impl World {
         let mut rounds = 0;
         // So long that what is tried again is tried again, and that whoever lingers goes.
         let end = self.now.steady_ms + 10_000;
+        let is_synced =
+            |world: &mut Self| world.machine.sync == Sync::Always || world.machine.workers().unsynced.is_empty();
         let next = |world: &mut Self| world.engine().next_deadline().filter(|at| *at < end);
         while self.engine().has_work() || !self.pending.is_empty() || next(self).is_some() {
             rounds += 1;
@@ -884,6 +1151,9 @@ impl World {
                 self.work();
             }
             self.sync();
+            while !is_synced(self) {
+                self.sync();
+            }
         }
         self.read_replies();
         for line in self.net.lines.values() {
@@ -932,21 +1202,24 @@ impl World {
             assert!(ids.is_sorted_by(|a, b| a < b), "messages of one connection came out of order: {texts:?} {ids:?}");
         }
         let state = self.engine.as_ref().unwrap().state();
-        let kept = &self.workers.files;
+        let files = self.machine.disk.files_below(Path::new(DATA).join("files").as_path());
+        let id_of = |path: &Path| u64::from_str_radix(path.file_name().unwrap().to_str().unwrap(), 16).unwrap();
+        let kept: BTreeMap<FileId, &Path> = files.iter().map(|path| (FileId(id_of(path)), path.as_path())).collect();
         assert!(kept.keys().all(|file| state.file(*file).is_some()), "bytes are kept that nobody lists");
+        let layout = self.machine.workers.as_ref().unwrap().layout;
         for (from, to, name) in &self.model.files {
             let user = state.user_named(USERS[*to]).unwrap();
             let file = state.file_listed(user, USERS[*from], name).expect("an acknowledged file is listed");
             let stored = state.file(file).unwrap();
             let content = match stored.kept {
                 Kept::Apart { sum } => {
-                    let content = kept[&file].clone();
+                    let content = self.machine.disk.read_file(kept[&file]).unwrap();
                     assert_eq!(sum, Some(crc32c::crc32c(&content)));
                     content
                 }
                 Kept::Journal(place) => {
                     self.seen.small_files += 1;
-                    self.workers.disk.content(place)
+                    self.machine.content(DATA, layout, place)
                 }
             };
             // The newest of that name may have gone the other way.
@@ -957,16 +1230,23 @@ impl World {
     }
 }
 
-/// Recovers from what is on a disk, as the server does at its start, and gives back what is on the disk then.
-fn reopen(disk: &MemoryDisk) -> (MemoryDisk, State, Log, Holdings) {
-    let root = tempfile::tempdir().unwrap();
-    disk.save(root.path());
-    let directory = DataDirectory::open(root.path()).unwrap();
-    let recovered = recovery::recover(&directory, Access::Buffered, LAYOUT_SMALL.segment_bytes).unwrap();
-    let mut state = recovered.state;
-    state.take_emptied_segments();
-    let disk = MemoryDisk::load(LAYOUT_SMALL, root.path(), recovered.end, recovered.checkpoint);
-    let mut log = Log::new(LAYOUT_SMALL, recovered.end);
-    log.set_room(disk.done(false).room, false);
-    (disk, state, log, Holdings { segments: recovered.segments, checkpoint: recovered.checkpoint })
+/// The disk said so, and not what is on it.
+fn is_of_disk(error: &kurir::data::DataError) -> bool {
+    matches!(error, kurir::data::DataError::Io(..))
+}
+
+fn make_accounts(state: &mut State, log: &mut Log) {
+    let hash = common::hash("surabaya");
+    let mut make = |state: &mut State, change: &Change<'_>| {
+        let place = log.append(change, Need::More).unwrap();
+        state.apply(change, place);
+    };
+    for name in USERS {
+        make(state, &Change::UserAdded { user: state.next_user(), name, password_hash: &hash });
+    }
+    let (owner, group) = (state.user_named(USERS[0]).unwrap(), state.next_group());
+    make(state, &Change::GroupCreated { group, name: GROUP, owner, secret_hash: None });
+    for name in &USERS[1..3] {
+        make(state, &Change::MemberJoined { group, user: state.user_named(name).unwrap() });
+    }
 }

@@ -11,11 +11,13 @@ use std::fs;
 use std::path::Path;
 
 use kurir::change::{Change, Lsn, UserId};
+use kurir::check;
 use kurir::data::DataDirectory;
+use kurir::disk::Directory;
 use kurir::log::{Log, Need};
-use kurir::recovery;
-use kurir::salvage;
+use kurir::recovery::{self, Start};
 use kurir::segment::{Access, Layout};
+use kurir::survey;
 use libfuzzer_sys::fuzz_target;
 
 const BLOCK: usize = 4096;
@@ -48,7 +50,7 @@ fn save(root: &Path, stream: &[u8]) -> BTreeSet<u64> {
         let mut segment = LAYOUT.header(number);
         segment.extend_from_slice(bytes);
         segment.resize(2 * BLOCK, 0);
-        fs::write(Layout::path(&journal, number), segment).expect("there is room");
+        fs::write(journal.join(Layout::name(number)), segment).expect("there is room");
     }
     (1..=stream.len().div_ceil(BLOCK) as u64).collect()
 }
@@ -57,7 +59,8 @@ fn save(root: &Path, stream: &[u8]) -> BTreeSet<u64> {
 fn numbers(root: &Path, segments: &BTreeSet<u64>) -> (Vec<u32>, Vec<std::ops::Range<Lsn>>) {
     let mut found = Vec::new();
     let known = LAYOUT.first()..LAYOUT.first();
-    let survey = salvage::survey(&root.join("journal"), LAYOUT, segments, known, |change, _| match change {
+    let journal = Directory::on_system(&root.join("journal"));
+    let survey = survey::survey_journal(&journal, LAYOUT, segments, known, |change, _| match change {
         Change::UserAdded { user, name, .. } => {
             assert!(name.starts_with(&format!("user{}", user.0)));
             found.push(user.0);
@@ -87,12 +90,20 @@ fuzz_target!(|data: &[u8]| {
     assert!(found.is_sorted_by(|a, b| a < b), "out of order, or twice");
     assert!(found.iter().all(|number| whole.contains(number)), "made up");
 
-    let directory = DataDirectory::open(root.path()).expect("nobody else has it");
-    let start = || recovery::recover(&directory, Access::Buffered, LAYOUT.segment_bytes);
+    let start = || {
+        let directory = DataDirectory::open(root.path()).expect("nobody else has it");
+        let start = Start { access: Access::Buffered, segment_bytes: LAYOUT.segment_bytes, salt: 7, now: 0 };
+        recovery::recover(&directory, start)
+    };
     if !damage.is_empty() {
         assert!(start().is_err(), "damage is never gone over");
-        salvage::repair(&root.path().join("journal"), LAYOUT, &damage, [].into_iter()).expect("there is room");
+        let report = check::check(root.path(), true).expect("it can be repaired");
+        assert!(report.is_good());
     }
     let recovered = start().expect("what is whole is enough to start from");
+    recovered.state.assert_invariants();
     assert_eq!(recovered.state.users().count(), found.len());
+    if !damage.is_empty() {
+        assert!(recovered.state.next_user().0 >= changes, "a number comes again");
+    }
 });

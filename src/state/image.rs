@@ -1,0 +1,315 @@
+//! The state as it was at one position of the journal, written down a little at a time while it goes on changing.
+//!
+//! Users, then groups, then files are written in the order of their numbers. Which of them there are, the members of groups
+//! and all of files are as they were when the image was begun: what is about to change before its turn has come is written
+//! at once, ahead of its turn. The rest is as it is when its turn comes, since to be told once more what the journal has
+//! said meanwhile makes the same of it: the passwords and logins of users, and mailboxes, each of which says up to where it
+//! holds the journal.
+
+use std::collections::BTreeSet;
+use std::ops::Bound;
+
+use crate::change::{FileId, GroupId, Lsn, UserId};
+use crate::field::{Fields, Put};
+use crate::mailbox::{Entry, Mailbox};
+use crate::snapshot::{Counters, ENTRIES_MAX, Item, Member};
+use crate::state::{Group, Session, State, StoredFile, User};
+
+/// How much of an image is shown at once at most.
+#[derive(Clone, Copy, Debug)]
+pub struct Portion {
+    /// Users, parts of mailboxes, groups, files, and numbers that nothing has any more.
+    pub items: usize,
+    /// Messages in one part of a mailbox.
+    pub entries: usize,
+}
+
+impl Portion {
+    /// All of it.
+    const WHOLE: Self = Self { items: usize::MAX, entries: ENTRIES_MAX };
+}
+
+/// An item of an image, and whether there is room for more.
+pub type ImageItem<'s> = &'s mut dyn FnMut(&Item<'_>) -> bool;
+
+/// How far an image is written.
+#[derive(Debug, Default)]
+pub(super) struct Image(Option<Box<Writing>>);
+
+impl PartialEq for Image {
+    /// A state is the same whether it is being written down or not.
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+impl Eq for Image {}
+
+#[derive(Debug)]
+struct Writing {
+    lsn: Lsn,
+    users_end: UserId,
+    groups_end: GroupId,
+    next: Next,
+    /// What has been written ahead of its turn, as long as that has not come.
+    ahead_users: BTreeSet<UserId>,
+    ahead_groups: BTreeSet<GroupId>,
+    ahead_files: BTreeSet<FileId>,
+    /// The items that were, encoded, each behind its length.
+    ahead: Vec<u8>,
+}
+
+/// What comes next.
+#[derive(Clone, Copy, Debug)]
+enum Next {
+    User(UserId),
+    /// More of a mailbox that holds all before `through`: what was sent to it from a position on.
+    Entries {
+        user: UserId,
+        from: Lsn,
+        through: Lsn,
+    },
+    Group(GroupId),
+    File(FileId),
+    Nothing,
+}
+
+impl Writing {
+    fn keep(&mut self, item: &Item<'_>) {
+        let start = self.ahead.len();
+        0u32.put(&mut self.ahead);
+        item.encode(&mut self.ahead);
+        let bytes = u32::try_from(self.ahead.len() - start - size_of::<u32>()).unwrap_or(u32::MAX);
+        self.ahead[start..start + size_of::<u32>()].copy_from_slice(&bytes.to_le_bytes());
+    }
+}
+
+/// Making an image.
+impl State {
+    /// Begins an image of the state as it is now, which is all that the journal says before `lsn`. One that was begun before
+    /// is given up.
+    pub fn begin_image(&mut self, lsn: Lsn) -> Counters {
+        self.image.0 = Some(Box::new(Writing {
+            lsn,
+            users_end: self.next_user(),
+            groups_end: self.next_group(),
+            next: Next::User(UserId(0)),
+            ahead_users: BTreeSet::new(),
+            ahead_groups: BTreeSet::new(),
+            ahead_files: BTreeSet::new(),
+            ahead: Vec::new(),
+        }));
+        self.counters(lsn)
+    }
+
+    /// The numbers that come next, when the journal ends at `lsn`.
+    #[must_use]
+    pub fn counters(&self, lsn: Lsn) -> Counters {
+        let (users, groups, files) = (self.next_user().0, self.groups_next, self.files_next);
+        Counters { lsn, users, groups, files, elapsed_ms: self.elapsed_ms }
+    }
+
+    /// No image is made any more.
+    pub fn end_image(&mut self) {
+        self.image.0 = None;
+    }
+
+    /// How much memory waits to be written ahead of its turn.
+    #[must_use]
+    pub fn image_bytes_ahead(&self) -> usize {
+        self.image.0.as_ref().map_or(0, |writing| writing.ahead.len())
+    }
+
+    /// Shows what comes next of the image, until there is no room for more, and at most a portion. `end` is where the journal
+    /// ends now. True when all was shown.
+    pub fn write_image(&mut self, end: Lsn, portion: Portion, show: ImageItem<'_>) -> bool {
+        let Some(mut writing) = self.image.0.take() else { return true };
+        let is_done = self.write_ahead(&mut writing, show) && self.write_in_turn(&mut writing, end, portion, show);
+        self.image.0 = Some(writing);
+        is_done
+    }
+
+    /// What was kept ahead of its turn goes all at once: a turn keeps only so much.
+    fn write_ahead(&self, writing: &mut Writing, show: ImageItem<'_>) -> bool {
+        let mut has_room = true;
+        let mut rest = Fields(&writing.ahead);
+        while let Some(encoded) = rest.take::<&[u8]>() {
+            if let Some(item) = Item::decode(encoded) {
+                has_room = show(&item);
+            }
+        }
+        writing.ahead.clear();
+        writing.ahead.shrink_to(64 * 1024);
+        has_room
+    }
+
+    fn write_in_turn(&self, writing: &mut Writing, end: Lsn, portion: Portion, show: ImageItem<'_>) -> bool {
+        for _ in 0..portion.items {
+            let has_room = match writing.next {
+                Next::User(user) => self.write_user(writing, user, end, show),
+                Next::Entries { user, from, through } => {
+                    let entries_max = portion.entries.clamp(1, ENTRIES_MAX);
+                    self.write_entries(writing, (user, from, through), entries_max, show)
+                }
+                Next::Group(group) => self.write_group(writing, group, show),
+                Next::File(file) => self.write_file(writing, file, show),
+                Next::Nothing => return true,
+            };
+            if !has_room {
+                break;
+            }
+        }
+        matches!(writing.next, Next::Nothing)
+    }
+
+    fn write_user(&self, writing: &mut Writing, user: UserId, end: Lsn, show: ImageItem<'_>) -> bool {
+        if user >= writing.users_end {
+            writing.next = Next::Group(GroupId(0));
+            return true;
+        }
+        let after = UserId(user.0 + 1);
+        writing.next = Next::User(after);
+        writing.ahead_users.remove(&user);
+        let (Some(account), Some(mailbox)) = (self.user(user), self.mailbox(user)) else { return true };
+        let mut has_room = show(&user_item(user, account, mailbox, end));
+        for session in &account.sessions {
+            if let Some(Session { used, elapsed_ms, .. }) = self.sessions.get(session).copied() {
+                has_room = show(&Item::Session { session: *session, user, used, elapsed_ms });
+            }
+        }
+        if !mailbox.entries().is_empty() {
+            writing.next = Next::Entries { user, from: Lsn(0), through: end };
+        }
+        has_room
+    }
+
+    fn write_entries(
+        &self,
+        writing: &mut Writing,
+        (user, from, through): (UserId, Lsn, Lsn),
+        entries_max: usize,
+        show: ImageItem<'_>,
+    ) -> bool {
+        let entries = self.mailbox(user).map(Mailbox::entries);
+        // What comes from `through` on the journal says.
+        let rest = entries.map(|entries| {
+            let position = |lsn: Lsn| entries.partition_point(|entry| entry.sent() < lsn);
+            let (start, end) = (position(from), position(through));
+            entries.range(start.min(end)..end.min(start + entries_max)).copied().collect::<Vec<Entry>>()
+        });
+        let rest = rest.unwrap_or_default();
+        let Some(last) = rest.last() else {
+            writing.next = Next::User(UserId(user.0 + 1));
+            return true;
+        };
+        writing.next = Next::Entries { user, from: last.sent().next(), through };
+        show(&Item::Entries { user, entries: rest.into() })
+    }
+
+    fn write_group(&self, writing: &mut Writing, group: GroupId, show: ImageItem<'_>) -> bool {
+        let found = self.groups.range(group..writing.groups_end.max(group)).next();
+        let Some((id, known)) = found else {
+            writing.next = Next::File(FileId(0));
+            return true;
+        };
+        writing.next = Next::Group(GroupId(id.0 + 1));
+        writing.ahead_groups.remove(id) || show(&group_item(*id, known))
+    }
+
+    fn write_file(&self, writing: &mut Writing, file: FileId, show: ImageItem<'_>) -> bool {
+        let Some((id, stored)) = self.files.range((Bound::Included(file), Bound::Unbounded)).next() else {
+            writing.next = Next::Nothing;
+            return true;
+        };
+        writing.next = Next::File(FileId(id.0 + 1));
+        // What is newer the journal says.
+        let is_written = writing.ahead_files.remove(id) || stored.lsn >= writing.lsn;
+        is_written || show(&self.file_item(*id, stored))
+    }
+
+    fn file_item<'s>(&self, file: FileId, stored: &'s StoredFile) -> Item<'s> {
+        let StoredFile { from, to, from_name, to_name, name, at, bytes, lsn, kept, holders } = stored;
+        let is_current = self.files_by_origin.get(&(*from, *to, name.clone())) == Some(&file);
+        let (from, to, bytes, at, lsn, kept) = (*from, *to, *bytes, *at, *lsn, *kept);
+        let holders = holders.clone();
+        Item::File { file, from, to, from_name, to_name, name, bytes, at, lsn, is_current, holders, kept }
+    }
+
+    /// A user is about to go.
+    pub(super) fn keep_user(&mut self, user: UserId) {
+        let Some(mut writing) = self.image.0.take() else { return };
+        let is_to_come = match writing.next {
+            Next::User(next) => user >= next,
+            Next::Entries { user: now, .. } => user > now,
+            Next::Group(_) | Next::File(_) | Next::Nothing => false,
+        };
+        if is_to_come
+            && user < writing.users_end
+            && let (Some(account), Some(mailbox)) = (self.user(user), self.mailbox(user))
+            && writing.ahead_users.insert(user)
+        {
+            // What it has goes with it when the journal comes to that.
+            let lsn = writing.lsn;
+            writing.keep(&user_item(user, account, mailbox, lsn));
+        }
+        self.image.0 = Some(writing);
+    }
+
+    /// A group is about to change.
+    pub(super) fn keep_group(&mut self, group: GroupId) {
+        let Some(mut writing) = self.image.0.take() else { return };
+        let is_to_come = match writing.next {
+            Next::User(_) | Next::Entries { .. } => true,
+            Next::Group(next) => group >= next,
+            Next::File(_) | Next::Nothing => false,
+        };
+        if is_to_come
+            && group < writing.groups_end
+            && let Some(known) = self.group(group)
+            && writing.ahead_groups.insert(group)
+        {
+            writing.keep(&group_item(group, known));
+        }
+        self.image.0 = Some(writing);
+    }
+
+    /// A file is about to change.
+    pub(super) fn keep_file(&mut self, file: FileId) {
+        let Some(mut writing) = self.image.0.take() else { return };
+        let is_to_come = match writing.next {
+            Next::User(_) | Next::Entries { .. } | Next::Group(_) => true,
+            Next::File(next) => file >= next,
+            Next::Nothing => false,
+        };
+        if is_to_come
+            && let Some(stored) = self.file(file)
+            && stored.lsn < writing.lsn
+            && writing.ahead_files.insert(file)
+        {
+            writing.keep(&self.file_item(file, stored));
+        }
+        self.image.0 = Some(writing);
+    }
+
+    /// Shows everything at once but the counters, as it is when the journal ends at `lsn`.
+    pub fn write_whole_image(&mut self, lsn: Lsn, show: &mut dyn FnMut(&Item<'_>)) {
+        self.begin_image(lsn);
+        let mut all = |item: &Item<'_>| {
+            show(item);
+            true
+        };
+        while !self.write_image(lsn, Portion::WHOLE, &mut all) {}
+        self.end_image();
+    }
+}
+
+fn user_item<'s>(user: UserId, account: &'s User, mailbox: &Mailbox, through: Lsn) -> Item<'s> {
+    let User { name, password_hash, .. } = account;
+    Item::User { user, name, password_hash, last_id: mailbox.last_id(), through }
+}
+
+fn group_item(group: GroupId, known: &Group) -> Item<'_> {
+    let Group { name, owner, members, joined, secret_hash } = known;
+    let members = members.iter().zip(joined).map(|(user, joined)| Member { user: *user, joined: *joined }).collect();
+    Item::Group { group, name, owner: *owner, secret_hash: secret_hash.as_deref(), members }
+}

@@ -1,0 +1,156 @@
+//! The way back from a checkpoint: items, which may come in any order, and then what makes one state of them.
+//!
+//! Every invariant is true of what is made, whatever is missing: what names somebody who is not there is left out.
+
+use std::collections::BTreeMap;
+
+use crate::change::{FileId, Lsn};
+use crate::mailbox::Mailbox;
+use crate::snapshot::{Counters, Item};
+use crate::state::{Group, Owner, Session, State, StoredFile, User};
+
+/// What a repair leaves out of the numbers that come next, where it cannot be known how many had been given.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Skipped {
+    /// Numbers of users.
+    pub users: u32,
+    /// Numbers of groups.
+    pub groups: u32,
+    /// Numbers of files.
+    pub files: u64,
+    /// Ids of messages, in each mailbox.
+    pub messages: u64,
+}
+
+impl State {
+    /// Takes one item. [`Self::finish_restore`] comes behind the last, before anything else is asked or applied.
+    pub fn restore(&mut self, item: &Item<'_>) {
+        match item {
+            Item::Counters(counters) => self.restore_counters(counters),
+            Item::User { user, name, password_hash, last_id, through } => {
+                self.put_user(*user, User::new(name, password_hash), Mailbox::restore(*last_id, *through));
+            }
+            Item::Session { session, user, used, elapsed_ms } => {
+                self.open_session(*session, Session { user: *user, used: *used, elapsed_ms: *elapsed_ms });
+            }
+            Item::Group { group, name, owner, secret_hash, members } => {
+                self.groups_next = self.groups_next.max(group.0.saturating_add(1));
+                let (name, secret_hash) = (Box::<str>::from(*name), secret_hash.map(Into::into));
+                let (members, joined) = members.iter().map(|member| (member.user, member.joined)).unzip();
+                self.groups.insert(*group, Group { name, owner: *owner, members, joined, secret_hash });
+            }
+            Item::File { file, .. } => {
+                self.files_next = self.files_next.max(file.0.saturating_add(1));
+                self.restore_file(item);
+            }
+            Item::Listing { user, party, files, .. } => {
+                // All that it says that the file does not.
+                for file in files {
+                    if let Some(stored) = self.files.get_mut(file) {
+                        let name = if *user == stored.from { &mut stored.to_name } else { &mut stored.from_name };
+                        *name = (*party).into();
+                    }
+                }
+            }
+            Item::Entries { user, entries } => {
+                let Some(Some(mailbox)) = self.mailboxes.get_mut(user.0 as usize) else { return };
+                for entry in entries.iter() {
+                    mailbox.restore_entry(*entry);
+                    self.usage.add(entry);
+                }
+            }
+            Item::End { counters, .. } => counters.iter().for_each(|counters| self.restore_counters(counters)),
+        }
+    }
+
+    fn restore_counters(&mut self, counters: &Counters) {
+        self.set_users(counters.users as usize);
+        self.groups_next = self.groups_next.max(counters.groups);
+        self.files_next = self.files_next.max(counters.files);
+        self.pass_time(counters.elapsed_ms);
+    }
+
+    fn restore_file(&mut self, item: &Item<'_>) {
+        let &Item::File { file, from, to, from_name, to_name, name, bytes, at, lsn, is_current, ref holders, kept } =
+            item
+        else {
+            return;
+        };
+        if is_current {
+            self.files_by_origin.insert((from, to, name.into()), file);
+        }
+        let (from_name, to_name, name, holders) = (from_name.into(), to_name.into(), name.into(), holders.clone());
+        self.files.insert(file, StoredFile { from, to, from_name, to_name, name, at, bytes, lsn, kept, holders });
+    }
+
+    /// Makes one state of what was restored.
+    pub fn finish_restore(&mut self) {
+        for (id, mut group) in std::mem::take(&mut self.groups) {
+            let both = group.members.iter().copied().zip(group.joined.iter().copied());
+            (group.members, group.joined) = both.filter(|(member, _)| self.user(*member).is_some()).unzip();
+            let Some(longest) = group.members.first().copied().filter(|_| !self.is_taken(&group.name)) else {
+                continue;
+            };
+            if !group.members.contains(&group.owner) {
+                group.owner = longest;
+            }
+            for member in &group.members {
+                if let Some(account) = self.users.get_mut(member.0 as usize).and_then(Option::as_deref_mut) {
+                    account.groups.insert(id);
+                }
+            }
+            self.names.insert((&*group.name).into(), Owner::Group(id));
+            self.groups.insert(id, group);
+        }
+        // The newest of one name stands last in a list.
+        let by_age: BTreeMap<(Lsn, FileId), StoredFile> =
+            std::mem::take(&mut self.files).into_iter().map(|(id, stored)| ((stored.lsn, id), stored)).collect();
+        for ((_, id), mut stored) in by_age {
+            self.name_parties(&mut stored);
+            let is_known = |holder: &_| self.user(*holder).is_some() && !stored.party(*holder).is_empty();
+            let holders = stored.holders.iter().copied().filter(is_known).collect();
+            stored.holders = holders;
+            if !stored.holders.is_empty() {
+                self.put_file(id, stored);
+            }
+        }
+        let files = &self.files;
+        self.files_by_origin.retain(|_, file| files.contains_key(file));
+    }
+
+    /// Format 3 has the names in lists, of which one may be missing. Nobody and nothing ever gets another name.
+    fn name_parties(&self, stored: &mut StoredFile) {
+        if stored.from_name.is_empty()
+            && let Some(sender) = self.user(stored.from)
+        {
+            stored.from_name = sender.name.clone();
+        }
+        if stored.to_name.is_empty()
+            && let Some(target) = self.target_name(stored.to)
+        {
+            stored.to_name = target.into();
+        }
+    }
+
+    /// What format 3 did not say is said now: members count as having joined at `lsn`, and files as sent at `now`, in
+    /// milliseconds since 1970, UTC.
+    pub fn take_over(&mut self, lsn: Lsn, now: u64) {
+        self.groups.values_mut().for_each(|group| group.joined.fill(lsn));
+        self.files.values_mut().filter(|stored| stored.at == 0).for_each(|stored| stored.at = now);
+    }
+
+    /// Gives no file a number up to `highest` any more.
+    pub fn skip_files_to(&mut self, highest: Option<FileId>) {
+        let next = highest.map_or(0, |highest| highest.0.saturating_add(1));
+        self.files_next = self.files_next.max(next);
+    }
+
+    /// Leaves numbers out, so that none comes again that was given and lost.
+    pub fn skip_numbers(&mut self, skipped: Skipped) {
+        let Skipped { users, groups, files, messages } = skipped;
+        self.set_users(self.users.len().saturating_add(users as usize));
+        self.groups_next = self.groups_next.saturating_add(groups);
+        self.files_next = self.files_next.saturating_add(files);
+        self.mailboxes.iter_mut().flatten().for_each(|mailbox| mailbox.skip_ids(messages));
+    }
+}

@@ -1,0 +1,569 @@
+//! What a data directory holds: the newest checkpoint, and the journal behind it up to its end, damaged or not.
+//!
+//! A start and `kurir check` read with this, so that what one calls whole the other does not refuse. Nothing is changed.
+//!
+//! Records are read up to the first that is not whole. If a later mark says that this place had been synced, it is damage,
+//! and what is good behind it is read on; if none does, it is the torn end of a write that nobody was told of.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::io::{self, Read};
+use std::ops::Range;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use tracing::info;
+
+use crate::change::{Change, Lsn, Place, Target};
+use crate::checkpoint::{self, Checkpoint, Reading};
+use crate::data::DataError;
+use crate::disk::Directory;
+use crate::record::{self, BODY_BYTES_MAX, HEADER_BYTES, RECORD_BYTES_MIN, Records};
+use crate::segment::{self, Layout, Stream, VERSION, VERSION_MIN};
+use crate::state::{Skipped, State};
+
+/// A start that takes longer says how far it is, this often.
+const PROGRESS_EVERY: Duration = Duration::from_secs(1);
+/// The clock is looked at once in so many records.
+const RECORDS_PER_LOOK: u64 = 16 * 1024;
+const SCAN_BYTES: usize = 1024 * 1024;
+/// Searched at once for a record that is whole; as much again must be behind it, so that any record is.
+const SEARCH_BYTES: usize = BODY_BYTES_MAX + HEADER_BYTES;
+/// Numbers left out of each kind where nothing says how many were given: more than were lost in the bytes that are damaged,
+/// and some for those whose every trace had gone before. A place for a user takes memory.
+const NUMBERS_LOST: u32 = 64 * 1024;
+/// The record of an account takes this at least: its name, and a PHC string.
+const ACCOUNT_BYTES_MIN: u64 = 64;
+
+/// What a data directory holds, and what is wrong with it.
+#[derive(Debug)]
+pub struct Survey {
+    /// How the journal lies on the disk.
+    pub layout: Layout,
+    /// The format of what it is read from.
+    pub version: u32,
+    /// What it tells.
+    pub state: State,
+    /// Where the good records end.
+    pub end: Lsn,
+    /// Marks say that all before this had been synced.
+    pub synced: Lsn,
+    /// From where it was read.
+    pub checkpoint: Option<Checkpoint>,
+    /// All checkpoints, by their names.
+    pub checkpoints: BTreeSet<u64>,
+    /// All segments, by their names.
+    pub segments: BTreeSet<u64>,
+    /// Segments of which more is wrong than records.
+    pub broken: BTreeMap<u64, Broken>,
+    /// How many changes were read behind the checkpoint.
+    pub changes: u64,
+    /// A write at the end had not been finished.
+    pub is_torn: bool,
+    /// Everything that had been synced and cannot be read, the worst first.
+    pub damage: Vec<Damage>,
+    /// What may have been given of numbers and is not known of any more.
+    pub skipped: Skipped,
+}
+
+/// What is wrong with a segment as a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Broken {
+    /// Its header.
+    Header,
+    /// It has so many bytes.
+    Size(u64),
+    /// It is not there.
+    Missing,
+}
+
+impl fmt::Display for Broken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Header => "the header of a segment",
+            Self::Size(_) => "a segment that has not its size",
+            Self::Missing => "a segment that is missing",
+        })
+    }
+}
+
+/// Something that had been synced and cannot be read.
+#[derive(Clone, Debug)]
+pub struct Damage {
+    /// In which file.
+    pub path: PathBuf,
+    /// From where.
+    pub byte: u64,
+    /// How much.
+    pub bytes: u64,
+    /// What it may have been.
+    pub what: String,
+    /// The file as a whole is meant.
+    pub broken: Option<Broken>,
+}
+
+impl Damage {
+    /// Why a server does not start from it.
+    #[must_use]
+    pub fn into_error(self) -> DataError {
+        match self.broken {
+            Some(Broken::Missing) => DataError::Missing(self.path),
+            Some(Broken::Header) => DataError::Foreign(self.path),
+            Some(Broken::Size(bytes)) => DataError::Damaged(self.path, bytes),
+            None => DataError::Damaged(self.path, self.byte),
+        }
+    }
+}
+
+impl fmt::Display for Damage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { path, byte, bytes, what, .. } = self;
+        write!(f, "{} byte {byte}, {bytes} bytes: {what}", path.display())
+    }
+}
+
+impl Survey {
+    /// Reads a data directory; none where there is nothing at all.
+    ///
+    /// # Errors
+    /// [`DataError`], but not for damage.
+    pub fn of(journal: &Directory, checkpoints: &Directory) -> Result<Option<Self>, DataError> {
+        let listed = |directory: &Directory, list: fn(&Directory) -> io::Result<BTreeSet<u64>>| match list(directory) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(BTreeSet::new()),
+            numbers => numbers.map_err(|error| DataError::Io(directory.path().to_owned(), error)),
+        };
+        let (segments, of_checkpoints) = (listed(journal, segment::list)?, listed(checkpoints, checkpoint::list)?);
+        let Some(headers) = Headers::read(journal, &segments)? else {
+            let Some(newest) = of_checkpoints.last() else {
+                let first = segments.first().map(|first| journal.join(&Layout::name(*first)));
+                return first.map_or(Ok(None), |path| Err(DataError::Hopeless(path)));
+            };
+            // Its header may tell the layout; without it, nothing does.
+            let layout = match checkpoint::read(checkpoints, *newest, None, &mut |_| {}) {
+                Err(DataError::Foreign(_)) => return Err(DataError::Hopeless(journal.path().to_owned())),
+                read => read?.layout,
+            };
+            let broken = segments.iter().map(|segment| (*segment, Broken::Header)).collect();
+            let headers = Headers { layout, version: VERSION, broken };
+            return Self::read(journal, checkpoints, segments, of_checkpoints, headers).map(Some);
+        };
+        Self::read(journal, checkpoints, segments, of_checkpoints, headers).map(Some)
+    }
+
+    fn read(
+        journal: &Directory,
+        checkpoints: &Directory,
+        segments: BTreeSet<u64>,
+        of_checkpoints: BTreeSet<u64>,
+        headers: Headers,
+    ) -> Result<Self, DataError> {
+        let Headers { layout, version, mut broken } = headers;
+        let mut state = State::new(layout.segment_bytes);
+        let reading = match of_checkpoints.last() {
+            Some(newest) => Some(read_checkpoint(checkpoints, *newest, layout, &mut state)?),
+            None => None,
+        };
+        if let Some(reading) = reading.as_ref().filter(|reading| reading.layout != layout) {
+            return Err(DataError::Foreign(checkpoints.join(&checkpoint::name(reading.checkpoint.number))));
+        }
+        let is_damaged = reading.as_ref().is_some_and(|reading| !reading.damage.is_empty());
+        let last = segments.last().copied().unwrap_or(0);
+        let is_whole_journal = broken.is_empty() && (1..=last).all(|number| segments.contains(&number)) && last > 0;
+        let mut plan = Plan::new(layout, &segments, reading.as_ref(), &state);
+        if is_damaged && is_whole_journal {
+            // With the whole of the journal nothing of the checkpoint is needed.
+            state = State::new(layout.segment_bytes);
+            plan = Plan { from: layout.first(), known_end: plan.known_end.max(plan.from), seen: Lsn(0) };
+        }
+        broken.extend(missing(layout, &segments, &plan).into_iter().map(|number| (number, Broken::Missing)));
+
+        let mut progress = Progress::new(plan.from, layout.start(last + 1));
+        let read = read_journal(journal, layout, &segments, &plan, &mut |change, place| {
+            if place.lsn >= plan.seen || !matches!(change, Change::MessageSent { .. }) {
+                state.apply(change, place);
+            }
+            progress.look(place.lsn);
+        })?;
+        state.take_freed_files();
+        let is_torn = begins_record(journal, layout, read.end)
+            .map_err(|error| DataError::Io(journal.path().to_owned(), error))?;
+        let version = reading.as_ref().map_or(version, |reading| reading.version);
+        let mut survey = Self {
+            layout,
+            version,
+            state,
+            end: read.end,
+            synced: read.synced,
+            checkpoint: reading.as_ref().map(|reading| reading.checkpoint),
+            checkpoints: of_checkpoints,
+            segments,
+            broken,
+            changes: read.changes,
+            is_torn,
+            damage: Vec::new(),
+            skipped: Skipped::default(),
+        };
+        survey.describe(journal, checkpoints, reading.as_ref(), &read.damage)?;
+        Ok(survey)
+    }
+
+    /// Says of everything that is damaged what it may have been, and which numbers may be lost with it.
+    fn describe(
+        &mut self,
+        journal: &Directory,
+        checkpoints: &Directory,
+        reading: Option<&Reading>,
+        in_journal: &[Range<Lsn>],
+    ) -> Result<(), DataError> {
+        for (segment, broken) in &self.broken {
+            let (path, broken) = (journal.join(&Layout::name(*segment)), *broken);
+            self.damage.push(Damage { path, byte: 0, bytes: 0, what: broken.to_string(), broken: Some(broken) });
+        }
+        if let Some(reading) = reading {
+            let path = checkpoints.join(&checkpoint::name(reading.checkpoint.number));
+            self.damage.extend(reading.damage.iter().map(|(range, what)| Damage {
+                path: path.clone(),
+                byte: range.start,
+                bytes: range.end - range.start,
+                what: what.clone(),
+                broken: None,
+            }));
+        }
+        for range in in_journal {
+            let described = describe(journal, self.layout, range);
+            self.damage.extend(described.map_err(|error| DataError::Io(journal.path().to_owned(), error))?);
+        }
+        let bytes: u64 = in_journal.iter().map(|range| range.end.0 - range.start.0).sum();
+        let records = bytes.div_ceil(RECORD_BYTES_MIN as u64);
+        let users = u32::try_from(bytes.div_ceil(ACCOUNT_BYTES_MIN)).unwrap_or(u32::MAX);
+        let groups = u32::try_from(records).unwrap_or(u32::MAX);
+        self.skipped = Skipped { users, groups, files: records, messages: records };
+        let is_lost = reading.is_some_and(|reading| reading.are_counters_lost) || self.is_checkpoint_missing();
+        if is_lost {
+            let Skipped { users, groups, files, messages } = &mut self.skipped;
+            (*users, *groups) = (users.saturating_add(NUMBERS_LOST), groups.saturating_add(NUMBERS_LOST));
+            (*files, *messages) = (*files + u64::from(u32::MAX), *messages + u64::from(NUMBERS_LOST));
+        }
+        Ok(())
+    }
+
+    /// There is no checkpoint, and the journal does not go back to its beginning.
+    #[must_use]
+    pub fn is_checkpoint_missing(&self) -> bool {
+        self.checkpoint.is_none() && !self.segments.contains(&1)
+    }
+}
+
+/// What the headers of the segments say.
+struct Headers {
+    layout: Layout,
+    version: u32,
+    broken: BTreeMap<u64, Broken>,
+}
+
+impl Headers {
+    /// None when none of them can be read.
+    fn read(journal: &Directory, segments: &BTreeSet<u64>) -> Result<Option<Self>, DataError> {
+        let mut headers: Option<Self> = None;
+        let mut broken = BTreeMap::new();
+        for number in segments {
+            let path = || journal.join(&Layout::name(*number));
+            let failed = |error| DataError::Io(path(), error);
+            let Some(found) = segment::header_of(journal, *number).map_err(failed)? else {
+                broken.insert(*number, Broken::Header);
+                continue;
+            };
+            if !(VERSION_MIN..=VERSION).contains(&found.version) {
+                return Err(DataError::OtherVersion(path(), found.version));
+            }
+            let known =
+                headers.get_or_insert(Self { layout: found.layout, version: found.version, broken: BTreeMap::new() });
+            if known.layout != found.layout {
+                return Err(DataError::Foreign(path()));
+            }
+            // It had all its bytes before it had its name.
+            if let Some(bytes) = segment::cut_short(journal, found.layout, *number).map_err(failed)? {
+                broken.insert(*number, Broken::Size(bytes));
+            }
+        }
+        Ok(headers.map(|headers| Self { broken, ..headers }))
+    }
+}
+
+/// What is to be read of a journal.
+struct Plan {
+    from: Lsn,
+    /// It had been synced up to here at least.
+    known_end: Lsn,
+    /// Messages before this are in the checkpoint, where its position is lost.
+    seen: Lsn,
+}
+
+impl Plan {
+    fn new(layout: Layout, segments: &BTreeSet<u64>, reading: Option<&Reading>, state: &State) -> Self {
+        let Some(reading) = reading else {
+            return Self { from: layout.first(), known_end: Lsn(0), seen: Lsn(0) };
+        };
+        let span = reading.checkpoint.span;
+        if span.lsn > Lsn(0) {
+            return Self { from: span.lsn, known_end: span.until.unwrap_or(span.lsn), seen: Lsn(0) };
+        }
+        // Of those that stand in a row with the last, all: most changes may be made once more, but no message.
+        let last = segments.last().copied().unwrap_or(0);
+        let run = segments.iter().rev().zip(0..).take_while(|(number, back)| *number + back == last);
+        let first = run.last().map_or(1, |(number, _)| *number);
+        let seen = state.mailboxes().map(|(_, mailbox)| mailbox.changed()).max().unwrap_or_default();
+        Self { from: layout.start(first), known_end: Lsn(0), seen: seen.next() }
+    }
+}
+
+/// Segments that are to be read and are not there: from where reading begins on they have no gaps between them.
+fn missing(layout: Layout, segments: &BTreeSet<u64>, plan: &Plan) -> Vec<u64> {
+    let first = layout.segment(plan.from);
+    // A checkpoint may end where a segment ends behind which there was no room for another.
+    let is_end = layout.start(first) == plan.from && segments.range(first..).next().is_none();
+    let last = if is_end { 0 } else { segments.last().copied().unwrap_or(first).max(first) };
+    let needed = layout.segment(Lsn(plan.known_end.0.saturating_sub(1)));
+    let last = if plan.known_end > plan.from { last.max(needed) } else { last };
+    (first..=last).filter(|number| !segments.contains(number)).collect()
+}
+
+fn read_checkpoint(
+    checkpoints: &Directory,
+    number: u64,
+    layout: Layout,
+    state: &mut State,
+) -> Result<Reading, DataError> {
+    let (started, mut last) = (Instant::now(), Instant::now());
+    let reading = checkpoint::read(checkpoints, number, Some(layout), &mut |item| {
+        state.restore(item);
+        if last.elapsed() >= PROGRESS_EVERY {
+            last = Instant::now();
+            let seconds = started.elapsed().as_secs();
+            info!(seconds, records = state.usage().records(), "reading the checkpoint");
+        }
+    });
+    state.finish_restore();
+    reading
+}
+
+/// What was read of a journal.
+#[derive(Debug)]
+pub struct JournalReading {
+    /// How many changes can be read.
+    pub changes: u64,
+    /// Where the good records end.
+    pub end: Lsn,
+    /// Marks say that all before this had been synced.
+    pub synced: Lsn,
+    /// What had been synced and cannot be read.
+    pub damage: Vec<Range<Lsn>>,
+}
+
+/// Shows what can be read of a journal, damaged or not.
+fn read_journal(
+    journal: &Directory,
+    layout: Layout,
+    segments: &BTreeSet<u64>,
+    plan: &Plan,
+    show: &mut dyn FnMut(&Change<'_>, Place),
+) -> Result<JournalReading, DataError> {
+    let failed = |error| DataError::Io(journal.path().to_owned(), error);
+    let mut reading = JournalReading { changes: 0, end: plan.from, synced: plan.known_end, damage: Vec::new() };
+    let mut at = plan.from;
+    loop {
+        let replayed = replay(journal, layout, at, show)?;
+        reading.changes += replayed.changes;
+        reading.synced = reading.synced.max(replayed.synced);
+        let end = replayed.end;
+        let is_end = end >= plan.known_end && end >= reading.synced;
+        if is_end && synced_past(journal, layout, segments, end).map_err(failed)?.is_none() {
+            reading.end = end;
+            return Ok(reading);
+        }
+        at = match next_record(journal, layout, segments, end).map_err(failed)? {
+            Some(next) => next,
+            None => plan.known_end.max(layout.start(segments.last().map_or(0, |last| last + 1))).max(end),
+        };
+        reading.damage.push(end..at);
+    }
+}
+
+/// The same for a journal from `from` on that had been synced up to `known_end` at least.
+///
+/// # Errors
+/// [`DataError`], but not for damage.
+pub fn survey_journal(
+    journal: &Directory,
+    layout: Layout,
+    segments: &BTreeSet<u64>,
+    known: Range<Lsn>,
+    mut show: impl FnMut(&Change<'_>, Place),
+) -> Result<JournalReading, DataError> {
+    let plan = Plan { from: known.start, known_end: known.end, seen: Lsn(0) };
+    read_journal(journal, layout, segments, &plan, &mut show)
+}
+
+/// Records that were read one after the other.
+struct Replayed {
+    /// Where the first stands that is not whole.
+    end: Lsn,
+    changes: u64,
+    /// What marks among them say.
+    synced: Lsn,
+}
+
+/// Shows every change from `from` up to the first record that is not whole.
+fn replay(
+    journal: &Directory,
+    layout: Layout,
+    from: Lsn,
+    show: &mut dyn FnMut(&Change<'_>, Place),
+) -> Result<Replayed, DataError> {
+    let mut records = Records::new(Stream::new(journal, layout, from, Lsn(u64::MAX)), layout.salt, from);
+    let (mut changes, mut synced) = (0, Lsn(0));
+    loop {
+        let at = records.at();
+        let path = || journal.join(&Layout::name(layout.segment(at)));
+        let Some((place, body)) = records.read().map_err(|error| DataError::Io(path(), error))? else {
+            return Ok(Replayed { end: at, changes, synced });
+        };
+        if let Some(known) = record::mark_of(body, place.lsn) {
+            synced = synced.max(known);
+        } else if !record::is_padding(body) {
+            // A record whose sum is right and that cannot be read was written by a program that this one does not know.
+            let change = Change::decode(body).ok_or_else(|| DataError::Foreign(path()))?;
+            show(&change, place);
+            changes += 1;
+        }
+    }
+}
+
+/// Where something behind `lsn` says that the journal had been synced past it.
+fn synced_past(journal: &Directory, layout: Layout, segments: &BTreeSet<u64>, lsn: Lsn) -> io::Result<Option<Lsn>> {
+    let mut window = vec![0; SCAN_BYTES];
+    for segment in segments.range(layout.segment(lsn)..) {
+        let (mut at, mut filled) = (layout.start(*segment).max(lsn), 0);
+        let mut stream = Stream::new(journal, layout, at, Lsn(u64::MAX));
+        // A mark at a segment's end may go on in the next, so a little of that is read too.
+        let end = Lsn(layout.start(segment + 1).0 + record::MARK_BYTES as u64);
+        while at < end {
+            let count = stream.read(&mut window[filled..])?;
+            filled += count;
+            if filled == window.len() || count == 0 {
+                if let Some(mark) = record::find_mark_synced_past(&window[..filled], layout.salt, at, lsn) {
+                    return Ok(Some(mark));
+                }
+                // A mark may stand across two windows.
+                let kept = filled.min(record::MARK_BYTES);
+                window.copy_within(filled - kept..filled, 0);
+                at.0 += (filled - kept) as u64;
+                filled = kept;
+            }
+            if count == 0 {
+                break;
+            }
+        }
+    }
+    Ok(None)
+}
+
+/// The first whole record behind the bad one at `bad`.
+fn next_record(journal: &Directory, layout: Layout, segments: &BTreeSet<u64>, bad: Lsn) -> io::Result<Option<Lsn>> {
+    let end = layout.start(segments.last().map_or(0, |last| last + 1));
+    let mut at = Lsn(bad.0 + RECORD_BYTES_MIN as u64);
+    let mut window = Vec::new();
+    while at < end {
+        window.clear();
+        Stream::new(journal, layout, at, Lsn(at.0 + 2 * SEARCH_BYTES as u64)).read_to_end(&mut window)?;
+        let searched = window.len().min(SEARCH_BYTES);
+        if let Some(start) = record::find_next(&window, layout.salt, at, searched) {
+            return Ok(Some(Lsn(at.0 + start as u64)));
+        }
+        // A file that is short or missing is gone over.
+        at = if searched > 0 { Lsn(at.0 + searched as u64) } else { layout.start(layout.segment(at) + 1) };
+    }
+    Ok(None)
+}
+
+/// True when a record had been begun at `end`: behind a write that was finished there is not even the beginning of one.
+fn begins_record(journal: &Directory, layout: Layout, end: Lsn) -> io::Result<bool> {
+    let mut header = Vec::new();
+    Stream::new(journal, layout, end, Lsn(end.0 + HEADER_BYTES as u64)).read_to_end(&mut header)?;
+    Ok(header.iter().any(|byte| *byte != 0))
+}
+
+/// The damage as a person may want to know it, record by record as far as they can be told apart.
+fn describe(journal: &Directory, layout: Layout, damage: &Range<Lsn>) -> io::Result<Vec<Damage>> {
+    let mut bytes = Vec::new();
+    Stream::new(journal, layout, damage.start, damage.end).take(2 * SEARCH_BYTES as u64).read_to_end(&mut bytes)?;
+    let mut described = Vec::new();
+    let (mut at, mut rest) = (damage.start, &*bytes);
+    while at < damage.end {
+        let left = damage.end.0 - at.0;
+        let one = record::claimed_bytes(rest).filter(|bytes| *bytes as u64 <= left && *bytes <= rest.len());
+        // What is left over must be long enough for a record, or it is none.
+        let one = one.filter(|bytes| *bytes as u64 == left || *bytes as u64 + RECORD_BYTES_MIN as u64 <= left);
+        let (bytes, what) = match one.and_then(|bytes| Some((bytes, record::claimed_body(rest)?))) {
+            Some((bytes, body)) => {
+                (bytes as u64, Change::decode(body).map_or("a record".to_owned(), |change| say(&change)))
+            }
+            None => (left, "records that cannot be told apart".to_owned()),
+        };
+        let path = journal.join(&Layout::name(layout.segment(at)));
+        described.push(Damage { path, byte: layout.offset(at), bytes, what, broken: None });
+        at.0 += bytes;
+        rest = rest.get(usize::try_from(bytes).unwrap_or(usize::MAX)..).unwrap_or_default();
+    }
+    Ok(described)
+}
+
+/// What a damaged record seems to be. No text of a message is shown, and no hash.
+fn say(change: &Change<'_>) -> String {
+    match change {
+        Change::UserAdded { name, .. } => format!("perhaps the account {name}"),
+        Change::PasswordChanged { .. } => "perhaps a new password".to_owned(),
+        Change::UserRemoved { .. } => "perhaps the end of an account".to_owned(),
+        Change::SessionOpened { .. } | Change::SessionUsed { .. } | Change::SessionClosed { .. } => {
+            "perhaps a login".to_owned()
+        }
+        Change::GroupCreated { name, .. } => format!("perhaps the group {name}"),
+        Change::MemberJoined { .. } | Change::MemberLeft { .. } => "perhaps a member of a group".to_owned(),
+        Change::MessageSent { from_name, to_name, to, .. } => {
+            let group = if matches!(to, Target::Group(_)) { "group " } else { "" };
+            format!("perhaps a message from {from_name} to {group}{to_name}")
+        }
+        Change::MessageMoved { from_name, to_name, .. } => {
+            format!("perhaps a message from {from_name} to {to_name}, written again")
+        }
+        Change::Delivered { .. } => "perhaps that messages were delivered".to_owned(),
+        Change::FileStored { name, .. } | Change::FileSent { name, .. } => format!("perhaps the file {name}"),
+        Change::FileMoved { .. } => "perhaps a file, written again".to_owned(),
+        Change::FileLost { .. } => "perhaps the end of a file that was lost".to_owned(),
+        Change::FileDropped { name, .. } => format!("perhaps the end of the file {name}"),
+        Change::TimePassed { .. } => "perhaps how long servers have run".to_owned(),
+    }
+}
+
+/// Tells how far a long start is.
+struct Progress {
+    from: Lsn,
+    end: Lsn,
+    records: u64,
+    last: Instant,
+}
+
+impl Progress {
+    fn new(from: Lsn, end: Lsn) -> Self {
+        Self { from, end, records: 0, last: Instant::now() }
+    }
+
+    fn look(&mut self, lsn: Lsn) {
+        self.records += 1;
+        if self.records.is_multiple_of(RECORDS_PER_LOOK) && self.last.elapsed() >= PROGRESS_EVERY {
+            self.last = Instant::now();
+            let (done, all) = (lsn.0 - self.from.0, (self.end.0 - self.from.0).max(1));
+            info!(changes = self.records, percent = done * 100 / all, "reading the journal");
+        }
+    }
+}
