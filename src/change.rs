@@ -268,12 +268,15 @@ impl<'a> Message<'a> {
     pub fn decode(encoded: &'a [u8]) -> Option<Self> {
         let (&kind, rest) = encoded.split_first()?;
         let mut fields = Fields(rest);
-        match kind {
-            10 => drop(fields.take::<UserId>()?),
-            14 => drop(fields.take::<Lsn>()?),
-            21 => drop((fields.take::<Lsn>()?, fields.take::<Option<UserId>>()?)),
+        // What stands before the target.
+        let head_bytes = match kind {
+            10 => 4,
+            14 => 8,
+            21 if rest.get(8) == Some(&0) => 8 + 1,
+            21 => 8 + 1 + 4,
             _ => return None,
-        }
+        };
+        fields.bytes(head_bytes)?;
         let is_to_group = matches!(fields.take()?, Target::Group(_));
         let at = fields.take()?;
         Some(Self { at, from: fields.text()?, to: fields.text()?, is_to_group, text: fields.text()? })

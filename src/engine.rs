@@ -311,14 +311,14 @@ impl Engine {
         let Service { upkeep, state, log, limits, .. } = &self.service;
         let upkeep = upkeep.next_deadline(state, log, limits.checkpoint_bytes);
         let turned_away = self.turned_away.map(|_| self.turned_away_logged_at);
-        let of_disk = upkeep.into_iter().chain(self.mark_at).chain([self.service.elapsed_due()]);
+        let of_disk = upkeep.into_iter().chain(self.mark_at).chain([self.service.elapsed_due]);
         self.deadlines.next().into_iter().chain(of_disk).chain(turned_away).min()
     }
 
     /// Takes nothing new any more: what was received is served, answered, and then every connection is closed.
     pub fn stop(&mut self) {
         self.is_stopping = true;
-        self.service.write_down_elapsed(true);
+        self.service.write_down_elapsed();
         for (_, connection) in &mut self.connections {
             connection.is_readable = true;
             self.run_queue.push(connection);
@@ -351,7 +351,9 @@ impl Engine {
         self.service.write_down_deliveries();
         self.service.expire_sessions();
         self.service.collect_removals();
-        self.service.write_down_elapsed(false);
+        if now.steady_ms >= self.service.elapsed_due {
+            self.service.write_down_elapsed();
+        }
         self.service.keep_up(host);
         self.go_on();
         self.mark();

@@ -158,6 +158,7 @@ impl<'a> Fields<'a> {
     }
 
     /// The bytes of a text.
+    #[inline]
     pub(crate) fn text(&mut self) -> Option<&'a [u8]> {
         let length = match self.take::<u8>()? {
             LONG => self.take::<u32>().filter(|length| *length >= u32::from(LONG))?,

@@ -206,8 +206,8 @@ impl Log {
     /// True when all is on the disk and no mark says so: damage to what came last would be taken for the torn end of a write.
     #[must_use]
     pub fn is_mark_due(&self) -> bool {
-        let is_room = self.open.end().0 + record::MARK_BYTES as u64 <= self.room.0;
-        self.marked < self.changed && self.changed <= self.synced && self.open.bytes.is_empty() && is_room
+        let is_room = || self.open.end().0 + record::MARK_BYTES as u64 <= self.room.0;
+        self.open.bytes.is_empty() && self.marked < self.changed && self.changed <= self.synced && is_room()
     }
 
     /// Writes down that all is on the disk, if that is due.
@@ -317,8 +317,10 @@ impl Log {
 
     /// Has requests wait, or no longer.
     pub fn hold_back(&mut self, is_held_back: bool) {
-        self.is_held_back = is_held_back;
-        self.set_wait();
+        if self.is_held_back != is_held_back {
+            self.is_held_back = is_held_back;
+            self.set_wait();
+        }
     }
 
     fn set_wait(&mut self) {

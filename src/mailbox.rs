@@ -154,17 +154,19 @@ impl Mailbox {
         self.push_entry(entry);
     }
 
-    /// Takes a new message. None if it was in the checkpoint that this was read from, whether it still waits or not.
+    /// True for a message that was in the checkpoint that this was read from, whether it still waits or not.
     #[inline]
-    pub(crate) fn push(&mut self, place: Place, holders: usize) -> Option<Entry> {
-        if place.lsn < self.changed {
-            return None;
-        }
+    pub(crate) fn holds(&self, lsn: Lsn) -> bool {
+        lsn < self.changed
+    }
+
+    /// Takes a new message.
+    pub(crate) fn push(&mut self, place: Place, holders: usize) -> Entry {
         self.changed = place.lsn;
         self.last_id += 1;
         let entry = Entry::new(self.last_id, place, holders);
         self.push_entry(entry);
-        Some(entry)
+        entry
     }
 
     fn push_entry(&mut self, entry: Entry) {

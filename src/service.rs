@@ -47,8 +47,12 @@ pub(crate) struct Service {
     /// Wrong passwords.
     pub(crate) failures: Failures,
     pub(crate) now: Clock,
-    /// How long servers had run when the steady clock stood at the second.
+    /// How long servers have run on this state, in milliseconds.
+    elapsed_ms: u64,
+    /// How long they had when the steady clock stood at the second.
     elapsed_since: Option<(u64, u64)>,
+    /// When by the steady clock it is to be written down next how long servers have run.
+    pub(crate) elapsed_due: u64,
     pub(crate) inbox: InboxWriter,
     /// Password work that is not done.
     pub(crate) passwords: PasswordQueue,
@@ -97,7 +101,7 @@ pub(crate) struct Storing {
 
 impl Service {
     pub(crate) fn new(limits: Limits, registration: Registration, state: State, log: Log, holdings: Holdings) -> Self {
-        let files_next = state.next_file().0;
+        let (files_next, elapsed_ms) = (state.next_file().0, state.elapsed_ms());
         Self {
             state,
             log,
@@ -108,7 +112,9 @@ impl Service {
             foundings_by_network: Throttle::new(limits.groups_per_minute_per_address_max, limits.counted_max),
             failures: Failures::default(),
             now: Clock::default(),
+            elapsed_ms,
             elapsed_since: None,
+            elapsed_due: u64::MAX,
             inbox: InboxWriter::default(),
             passwords: PasswordQueue::default(),
             files_next,
@@ -133,8 +139,9 @@ impl Service {
         }
     }
 
+    #[inline]
     pub(crate) fn context<'e>(&'e mut self, peer: Peer, random: &'e mut dyn FnMut() -> [u8; 16]) -> Context<'e> {
-        let (memory_short, elapsed_ms) = (self.memory_short(), self.elapsed_ms());
+        let memory_short = self.memory_short();
         Context {
             state: &mut self.state,
             log: &mut self.log,
@@ -151,7 +158,7 @@ impl Service {
             is_memory_short: self.held_bytes as u64 >= memory_short,
             is_registration_open: self.is_registration_open,
             now: self.now,
-            elapsed_ms,
+            elapsed_ms: self.elapsed_ms,
             token: &mut self.token,
             receiver: self.receiver.take(),
             incoming: &self.incoming,
@@ -329,30 +336,24 @@ impl Service {
     /// Takes the time of a turn.
     pub(crate) fn set_now(&mut self, now: Clock) {
         self.now = now;
-        self.elapsed_since.get_or_insert((self.state.elapsed_ms(), now.steady_ms));
-    }
-
-    /// How long servers have run on this state.
-    fn elapsed_ms(&self) -> u64 {
+        if self.elapsed_since.is_none() {
+            self.elapsed_since = Some((self.state.elapsed_ms(), now.steady_ms));
+            self.elapsed_due = now.steady_ms.saturating_add(ELAPSED_EVERY_MS);
+        }
         let (before, since) = self.elapsed_since.unwrap_or_default();
-        before.saturating_add(self.now.steady_ms.saturating_sub(since))
+        self.elapsed_ms = before.saturating_add(now.steady_ms.saturating_sub(since));
     }
 
-    /// When by the steady clock it is to be written down next how long servers have run.
-    pub(crate) fn elapsed_due(&self) -> u64 {
-        let unwritten = self.elapsed_ms().saturating_sub(self.state.elapsed_ms());
-        self.now.steady_ms.saturating_add(ELAPSED_EVERY_MS.saturating_sub(unwritten))
-    }
-
-    /// Writes down how long servers have run, if that is due, or at an end if it has grown.
-    pub(crate) fn write_down_elapsed(&mut self, is_end: bool) {
-        let elapsed_ms = self.elapsed_ms();
-        let is_due = is_end && elapsed_ms > self.state.elapsed_ms() || self.elapsed_due() <= self.now.steady_ms;
-        if is_due && !self.log.must_wait() {
-            let change = Change::TimePassed { elapsed_ms };
-            if let Ok(place) = self.log.append(&change, Need::More) {
-                self.state.apply(&change, place);
-            }
+    /// Writes down how long servers have run, if it has grown. On a full disk that is for the next time.
+    pub(crate) fn write_down_elapsed(&mut self) {
+        let elapsed_ms = self.elapsed_ms;
+        self.elapsed_due = self.now.steady_ms.saturating_add(ELAPSED_EVERY_MS);
+        let change = Change::TimePassed { elapsed_ms };
+        if elapsed_ms > self.state.elapsed_ms()
+            && !self.log.must_wait()
+            && let Ok(place) = self.log.append(&change, Need::More)
+        {
+            self.state.apply(&change, place);
         }
     }
 

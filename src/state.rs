@@ -675,9 +675,9 @@ impl State {
         match to {
             Target::User(user) => {
                 if let Some(Some(mailbox)) = self.mailboxes.get_mut(user.0 as usize)
-                    && let Some(entry) = mailbox.push(place, 1)
+                    && !mailbox.holds(place.lsn)
                 {
-                    self.usage.add(&entry);
+                    self.usage.add(&mailbox.push(place, 1));
                 }
             }
             Target::Group(group) => {
@@ -687,9 +687,9 @@ impl State {
                 let holders = others.clone().count();
                 for member in others {
                     if let Some(Some(mailbox)) = self.mailboxes.get_mut(member.0 as usize)
-                        && let Some(entry) = mailbox.push(place, holders)
+                        && !mailbox.holds(place.lsn)
                     {
-                        self.usage.add(&entry);
+                        self.usage.add(&mailbox.push(place, holders));
                     }
                 }
             }
@@ -710,7 +710,7 @@ impl State {
     fn store_file(&mut self, sent: &SentFile<'_>, lsn: Lsn) {
         let &SentFile { file, from, to, at, name, bytes, kept } = sent;
         // An upload has its number before others that are written down first, so numbers do not grow in order.
-        if self.files.contains_key(&file) || file.0 == u64::MAX {
+        if (file.0 < self.files_next && self.files.contains_key(&file)) || file.0 == u64::MAX {
             return;
         }
         self.files_next = self.files_next.max(file.0 + 1);
