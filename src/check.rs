@@ -282,7 +282,6 @@ fn put_right(
     let store = FileStore::new(directory.files());
     let highest = store.highest().map_err(failed(&directory.files()))?;
     survey.state.skip_files_to(highest);
-    survey.state.skip_numbers(survey.skipped);
 
     // What nothing lists the next start would remove. It is moved before that is so.
     let aside = directory.lost_files();

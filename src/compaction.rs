@@ -400,3 +400,76 @@ impl Compactor {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::change::{Change, GroupId, SessionId, Target};
+    use crate::log::Need;
+
+    const LAYOUT: Layout = Layout { salt: 7, segment_bytes: 16 * 1024 * 1024 };
+
+    fn make(state: &mut State, log: &mut Log, change: &Change<'_>) {
+        let place = log.append(change, Need::More).unwrap();
+        state.apply(change, place);
+        if log.end().0 - log.settled().0 > 1 << 20 {
+            let batch = log.take_batch().unwrap();
+            let end = batch.end();
+            log.settle(batch, end);
+        }
+    }
+
+    #[test]
+    fn a_turn_writes_a_bounded_part_of_a_million_accounts_and_little_of_it_is_in_memory() {
+        const ACCOUNTS: u32 = 1_000_000;
+        let (mut state, mut log) = (State::new(LAYOUT.segment_bytes), Log::new(LAYOUT, LAYOUT.first()));
+        for number in 0..ACCOUNTS {
+            let (user, name) = (UserId(number), format!("user{number}"));
+            make(&mut state, &mut log, &Change::UserAdded { user, name: &name, password_hash: &"x".repeat(97) });
+            let session = SessionId(u128::from(number).to_le_bytes());
+            make(&mut state, &mut log, &Change::SessionOpened { session, user, at: 1, elapsed_ms: 1 });
+        }
+        for number in 0..1000 {
+            let (group, name) = (GroupId(number), format!("group{number}"));
+            make(
+                &mut state,
+                &mut log,
+                &Change::GroupCreated { group, name: &name, owner: UserId(number), secret_hash: None },
+            );
+        }
+        let mut compaction = Compaction::new(&mut state, &log, None, BLOCK_BYTES);
+        let (mut steps, mut items, mut most, mut held) = (0u32, 0, 0, 0);
+        let mut out = Vec::new();
+        while matches!(compaction.stage, Stage::Writing) {
+            // The disk takes a block now and then.
+            if steps % 3 == 2
+                && let Some(block) = out.pop()
+            {
+                compaction.written(block);
+            }
+            // Meanwhile all goes on: groups change before their turn has come, and users go.
+            if steps < 500 {
+                let (group, user) = (GroupId(steps), UserId(ACCOUNTS - 1 - steps));
+                make(&mut state, &mut log, &Change::MemberJoined { group, user });
+                make(&mut state, &mut log, &Change::UserRemoved { user });
+                let (from, to) = (UserId(1), Target::User(UserId(steps)));
+                let message = Change::MessageSent { from, to, at: 1, from_name: "a", to_name: "b", text: "c" };
+                make(&mut state, &mut log, &message);
+            }
+            let end = log.end();
+            compaction.step(&mut state, end, end, |job| {
+                if let CompactionJob::Write(block) = job {
+                    out.push(block);
+                }
+            });
+            steps += 1;
+            items += compaction.last_step();
+            most = most.max(compaction.last_step());
+            held = held.max(out.iter().map(Vec::capacity).sum::<usize>() + state.image_bytes_ahead());
+            assert!(out.len() <= BLOCKS_OUT_MAX);
+        }
+        assert!(items > 2_000_000 - 1000, "{items}");
+        assert!(most <= ITEMS_PER_TURN_MAX, "{most} items in one turn");
+        assert!(held < 2 * 1024 * 1024, "{held} bytes");
+    }
+}

@@ -48,6 +48,8 @@ pub struct State {
     files_freed: Vec<FileId>,
     /// How long servers have run on it, as far as it was written down.
     elapsed_ms: u64,
+    /// Ids that new mailboxes leave out while a damaged journal is read; see [`Self::skip_ids`].
+    ids_skipped: u64,
     usage: Usage,
     /// A checkpoint that is being made of it.
     image: Image,
@@ -163,6 +165,14 @@ pub struct StoredFile {
     holders: Vec<UserId>,
 }
 
+impl Group {
+    /// Where in the journal it says that each member joined, in the order of members.
+    #[must_use]
+    pub fn joined(&self) -> &[Lsn] {
+        &self.joined
+    }
+}
+
 impl StoredFile {
     /// The name of the other party, under which a holder lists it.
     fn party(&self, holder: UserId) -> &str {
@@ -200,6 +210,7 @@ impl State {
             files_bytes: 0,
             files_freed: Vec::new(),
             elapsed_ms: 0,
+            ids_skipped: 0,
             usage: Usage::new(segment_bytes),
             image: Image::default(),
         }
@@ -542,7 +553,7 @@ impl State {
             self.set_users(user.0 as usize + 1);
             return;
         }
-        self.put_user(user, User::new(name, password_hash), Mailbox::default());
+        self.put_user(user, User::new(name, password_hash), Mailbox::restore(self.ids_skipped, Lsn(0)));
     }
 
     fn put_user(&mut self, user: UserId, account: User, mailbox: Mailbox) {

@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::io::{self, Read};
+use std::io::{self, Read as _};
 use std::ops::Range;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -29,11 +29,6 @@ const RECORDS_PER_LOOK: u64 = 16 * 1024;
 const SCAN_BYTES: usize = 1024 * 1024;
 /// Searched at once for a record that is whole; as much again must be behind it, so that any record is.
 const SEARCH_BYTES: usize = BODY_BYTES_MAX + HEADER_BYTES;
-/// Numbers left out of each kind where nothing says how many were given: more than were lost in the bytes that are damaged,
-/// and some for those whose every trace had gone before. A place for a user takes memory.
-const NUMBERS_LOST: u32 = 64 * 1024;
-/// The record of an account takes this at least: its name, and a PHC string.
-const ACCOUNT_BYTES_MIN: u64 = 64;
 
 /// What a data directory holds, and what is wrong with it.
 #[derive(Debug)]
@@ -60,10 +55,9 @@ pub struct Survey {
     pub changes: u64,
     /// A write at the end had not been finished.
     pub is_torn: bool,
-    /// Everything that had been synced and cannot be read, the worst first.
+    /// Everything that had been synced and cannot be read, the worst first. Numbers that may have been given with it are left
+    /// out of what comes next in the state.
     pub damage: Vec<Damage>,
-    /// What may have been given of numbers and is not known of any more.
-    pub skipped: Skipped,
 }
 
 /// What is wrong with a segment as a file.
@@ -177,13 +171,36 @@ impl Survey {
         }
         broken.extend(missing(layout, &segments, &plan).into_iter().map(|number| (number, Broken::Missing)));
 
+        let mut skipped = Skipped::default();
+        if reading.as_ref().is_some_and(|reading| reading.are_counters_lost) {
+            skipped = Skipped::WITHOUT_COUNTERS;
+        }
+        let journal_end = layout.start(last + 1);
+        let bytes_behind = |lsn: Lsn| journal_end.0.saturating_sub(lsn.0);
+        if is_damaged && plan.from > layout.first() {
+            state.skip_ids(bytes_behind(plan.from));
+        }
         let mut progress = Progress::new(plan.from, layout.start(last + 1));
-        let read = read_journal(journal, layout, &segments, &plan, &mut |change, place| {
-            if place.lsn >= plan.seen || !matches!(change, Change::MessageSent { .. }) {
-                state.apply(change, place);
+        let read = read_journal(journal, layout, &segments, &plan, &mut |read| match read {
+            Read::Change(change, place) => {
+                if place.lsn >= plan.seen || !matches!(change, Change::MessageSent { .. }) {
+                    state.apply(change, place);
+                }
+                progress.look(place.lsn);
             }
-            progress.look(place.lsn);
+            Read::Damage(damage) => {
+                state.skip_ids(bytes_behind(damage.start).max(damage.end.0 - damage.start.0));
+                skipped = skipped.and(Skipped::within(damage.end.0 - damage.start.0));
+            }
         })?;
+        // What a segment has lost with its end no mark may tell of any more.
+        let first = layout.segment(plan.from);
+        if broken.range(first..).any(|(_, broken)| *broken != Broken::Header) {
+            state.skip_ids(layout.segment_bytes);
+            skipped = skipped.and(Skipped::within(layout.segment_bytes));
+        }
+        state.skip_numbers(skipped);
+        state.skip_no_more_ids();
         state.take_freed_files();
         let is_torn = begins_record(journal, layout, read.end)
             .map_err(|error| DataError::Io(journal.path().to_owned(), error))?;
@@ -201,13 +218,12 @@ impl Survey {
             changes: read.changes,
             is_torn,
             damage: Vec::new(),
-            skipped: Skipped::default(),
         };
         survey.describe(journal, checkpoints, reading.as_ref(), &read.damage)?;
         Ok(survey)
     }
 
-    /// Says of everything that is damaged what it may have been, and which numbers may be lost with it.
+    /// Says of everything that is damaged what it may have been.
     fn describe(
         &mut self,
         journal: &Directory,
@@ -232,17 +248,6 @@ impl Survey {
         for range in in_journal {
             let described = describe(journal, self.layout, range);
             self.damage.extend(described.map_err(|error| DataError::Io(journal.path().to_owned(), error))?);
-        }
-        let bytes: u64 = in_journal.iter().map(|range| range.end.0 - range.start.0).sum();
-        let records = bytes.div_ceil(RECORD_BYTES_MIN as u64);
-        let users = u32::try_from(bytes.div_ceil(ACCOUNT_BYTES_MIN)).unwrap_or(u32::MAX);
-        let groups = u32::try_from(records).unwrap_or(u32::MAX);
-        self.skipped = Skipped { users, groups, files: records, messages: records };
-        let is_lost = reading.is_some_and(|reading| reading.are_counters_lost) || self.is_checkpoint_missing();
-        if is_lost {
-            let Skipped { users, groups, files, messages } = &mut self.skipped;
-            (*users, *groups) = (users.saturating_add(NUMBERS_LOST), groups.saturating_add(NUMBERS_LOST));
-            (*files, *messages) = (*files + u64::from(u32::MAX), *messages + u64::from(NUMBERS_LOST));
         }
         Ok(())
     }
@@ -366,13 +371,13 @@ fn read_journal(
     layout: Layout,
     segments: &BTreeSet<u64>,
     plan: &Plan,
-    show: &mut dyn FnMut(&Change<'_>, Place),
+    show: &mut dyn FnMut(Read<'_>),
 ) -> Result<JournalReading, DataError> {
     let failed = |error| DataError::Io(journal.path().to_owned(), error);
     let mut reading = JournalReading { changes: 0, end: plan.from, synced: plan.known_end, damage: Vec::new() };
     let mut at = plan.from;
     loop {
-        let replayed = replay(journal, layout, at, show)?;
+        let replayed = replay(journal, layout, at, &mut |change, place| show(Read::Change(change, place)))?;
         reading.changes += replayed.changes;
         reading.synced = reading.synced.max(replayed.synced);
         let end = replayed.end;
@@ -386,7 +391,14 @@ fn read_journal(
             None => plan.known_end.max(layout.start(segments.last().map_or(0, |last| last + 1))).max(end),
         };
         reading.damage.push(end..at);
+        show(Read::Damage(end..at));
     }
+}
+
+/// What is read of a journal, in order.
+enum Read<'r> {
+    Change(&'r Change<'r>, Place),
+    Damage(Range<Lsn>),
 }
 
 /// The same for a journal from `from` on that had been synced up to `known_end` at least.
@@ -401,7 +413,11 @@ pub fn survey_journal(
     mut show: impl FnMut(&Change<'_>, Place),
 ) -> Result<JournalReading, DataError> {
     let plan = Plan { from: known.start, known_end: known.end, seen: Lsn(0) };
-    read_journal(journal, layout, segments, &plan, &mut show)
+    read_journal(journal, layout, segments, &plan, &mut |read| {
+        if let Read::Change(change, place) = read {
+            show(change, place);
+        }
+    })
 }
 
 /// Records that were read one after the other.

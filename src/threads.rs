@@ -354,10 +354,12 @@ fn run_passwords(mut hasher: Hasher, jobs: &Receiver<PasswordJob>, reporter: &Re
 mod tests {
     use super::*;
     use crate::change::Lsn;
-    use crate::disk::Directory;
+    use crate::disk::{self, Directory, Disk, DiskFile, DiskRef, Entry, Lock, LockOf, Locked, Mode, Status};
     use crate::record::{self, Records};
     use crate::segment::{Access, Layout, SegmentStore, Stream};
+    use crate::store::{Opening, Store};
     use mio::{Poll, Token};
+    use std::sync::atomic::AtomicUsize;
 
     const LAYOUT: Layout = Layout { salt: 7, segment_bytes: 16 * 1024 };
 
@@ -408,5 +410,164 @@ mod tests {
             }),
             1
         );
+    }
+
+    /// The disk of this machine, slow where checkpoints are written, that knows who works on it when the data directory is let
+    /// go of.
+    #[derive(Debug)]
+    struct Watched {
+        disk: DiskRef,
+        under_way: Arc<AtomicUsize>,
+        /// Writes that were under way then, and the locks that are held.
+        late: Arc<AtomicUsize>,
+        held: Arc<AtomicUsize>,
+    }
+
+    #[derive(Debug)]
+    struct WatchedFile {
+        file: FileRef,
+        under_way: Arc<AtomicUsize>,
+    }
+
+    #[derive(Debug)]
+    struct WatchedLock {
+        _lock: Box<dyn Lock>,
+        under_way: Arc<AtomicUsize>,
+        late: Arc<AtomicUsize>,
+        held: Arc<AtomicUsize>,
+    }
+
+    impl Lock for WatchedLock {}
+
+    impl Drop for WatchedLock {
+        fn drop(&mut self) {
+            self.late.fetch_add(self.under_way.load(Ordering::SeqCst), Ordering::SeqCst);
+            self.held.fetch_sub(1, Ordering::SeqCst);
+        }
+    }
+
+    impl Disk for Watched {
+        fn open(&self, path: &Path, mode: Mode) -> io::Result<FileRef> {
+            let file = self.disk.open(path, mode)?;
+            let is_slow = path.parent().is_some_and(|parent| parent.ends_with("checkpoint"));
+            let under_way = Arc::clone(&self.under_way);
+            Ok(if is_slow { Arc::new(WatchedFile { file, under_way }) } else { file })
+        }
+
+        fn lock(&self, path: &Path, of: LockOf) -> io::Result<Locked> {
+            let locked = self.disk.lock(path, of)?;
+            let Locked::Held(lock) = locked else { return Ok(locked) };
+            self.held.fetch_add(1, Ordering::SeqCst);
+            let [under_way, late, held] = [&self.under_way, &self.late, &self.held].map(Arc::clone);
+            Ok(Locked::Held(Box::new(WatchedLock { _lock: lock, under_way, late, held })))
+        }
+
+        fn make_directory(&self, path: &Path) -> io::Result<()> {
+            self.disk.make_directory(path)
+        }
+
+        fn list(&self, path: &Path) -> io::Result<Vec<Entry>> {
+            self.disk.list(path)
+        }
+
+        fn status(&self, path: &Path) -> io::Result<Status> {
+            self.disk.status(path)
+        }
+
+        fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+            self.disk.rename(from, to)
+        }
+
+        fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
+            self.disk.link(from, to)
+        }
+
+        fn remove_file(&self, path: &Path) -> io::Result<()> {
+            self.disk.remove_file(path)
+        }
+
+        fn remove_directory(&self, path: &Path) -> io::Result<()> {
+            self.disk.remove_directory(path)
+        }
+
+        fn sync_directory(&self, path: &Path) -> io::Result<()> {
+            self.disk.sync_directory(path)
+        }
+
+        fn free_bytes(&self, path: &Path) -> io::Result<u64> {
+            self.disk.free_bytes(path)
+        }
+    }
+
+    impl DiskFile for WatchedFile {
+        fn write_at(&self, from: &[u8], offset: u64) -> io::Result<usize> {
+            self.under_way.fetch_add(1, Ordering::SeqCst);
+            thread::sleep(Duration::from_millis(200));
+            let written = self.file.write_at(from, offset);
+            self.under_way.fetch_sub(1, Ordering::SeqCst);
+            written
+        }
+
+        fn read_at(&self, into: &mut [u8], offset: u64) -> io::Result<usize> {
+            self.file.read_at(into, offset)
+        }
+
+        fn read_cached_at(&self, into: &mut [u8], offset: u64) -> io::Result<usize> {
+            self.file.read_cached_at(into, offset)
+        }
+
+        fn allocate(&self, bytes: u64) -> io::Result<bool> {
+            self.file.allocate(bytes)
+        }
+
+        fn set_len(&self, bytes: u64) -> io::Result<()> {
+            self.file.set_len(bytes)
+        }
+
+        fn sync_data(&self) -> io::Result<()> {
+            self.file.sync_data()
+        }
+
+        fn sync_all(&self) -> io::Result<()> {
+            self.file.sync_all()
+        }
+
+        fn bytes(&self) -> io::Result<u64> {
+            self.file.bytes()
+        }
+
+        fn will_read_in_order(&self) {}
+    }
+
+    #[test]
+    fn the_data_directory_is_let_go_of_when_the_last_thread_has_ended_whatever_ends_them() {
+        for is_clean in [true, false] {
+            let root = tempfile::tempdir().unwrap();
+            let [under_way, late, held] = std::array::from_fn(|_| Arc::<AtomicUsize>::default());
+            let [watched_under_way, watched_late, watched_held] = [&under_way, &late, &held].map(Arc::clone);
+            let disk =
+                Watched { disk: disk::system(), under_way: watched_under_way, late: watched_late, held: watched_held };
+            let directory = DataDirectory::open_on(Arc::new(disk), root.path()).unwrap();
+            let opening = Opening { segment_bytes: 1 << 20, sync: Sync::Always, salt: 7, now: 1 };
+            let Store { directory, disk, .. } = Store::open_in(directory, opening).unwrap();
+            let poll = Poll::new().unwrap();
+            let waker = Arc::new(Waker::new(poll.registry(), Token(0)).unwrap());
+            let workers = StoreWorkers { disk, hasher: Hasher::new().unwrap() };
+            let threads = Threads::start(directory, workers, Sync::Always, waker).unwrap();
+            threads.submit(Job::Compact(CompactionJob::Begin(1)));
+            threads.submit(Job::Compact(CompactionJob::Write(vec![1; 1 << 20])));
+            while under_way.load(Ordering::SeqCst) == 0 {
+                thread::yield_now();
+            }
+            assert!(held.load(Ordering::SeqCst) > 0);
+            if is_clean {
+                threads.finish().unwrap();
+            } else {
+                // As when a write has failed.
+                drop(threads);
+            }
+            assert_eq!(held.load(Ordering::SeqCst), 0);
+            assert_eq!(late.load(Ordering::SeqCst), 0, "somebody still wrote");
+        }
     }
 }

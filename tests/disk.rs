@@ -618,3 +618,114 @@ fn figures_of_a_million_messages_that_wait() {
     println!("memory after that start: {rss} KiB, {peak} KiB at most");
     assert_eq!(users.len() * EACH, 1_000_000);
 }
+
+#[test]
+fn damage_to_what_was_acknowledged_a_second_before_a_kill_is_no_torn_end() {
+    let root = tempfile::tempdir().unwrap();
+    let server = Server::demo(root.path(), &SMALL);
+    User::new(&server, "messi").send("SEND MESSAGE", "henderson", 500);
+    // What is known to be on the disk is written down meanwhile.
+    thread::sleep(Duration::from_millis(1200));
+    server.kill();
+    assert_eq!(check(root.path(), false).0, Some(0));
+    let segment = root.path().join("journal/0000000001.log");
+    let bytes = fs::read(&segment).unwrap();
+    let texts: Vec<usize> = memchr::memmem::find_iter(&bytes, "x".repeat(TEXT_BYTES).as_bytes()).collect();
+    assert_eq!(texts.len(), 500);
+    for message in [100, 499] {
+        flip(&segment, texts[message]);
+        let started = output(&["serve", "--listen", "127.0.0.1:0", "--data", root.path().to_str().unwrap()]);
+        assert_eq!(started.status.code(), Some(2), "message {message}");
+        assert!(text(&started.stderr).contains("is damaged at byte"), "{}", text(&started.stderr));
+        assert_eq!(check(root.path(), false).0, Some(1), "message {message}");
+        flip(&segment, texts[message]);
+    }
+    let server = Server::demo(root.path(), &SMALL);
+    assert_eq!(User::new(&server, "henderson").read(), 500);
+}
+
+#[test]
+fn a_backup_has_the_segments_that_were_made_before_the_loop_ran() {
+    let root = tempfile::tempdir().unwrap();
+    let data = root.path().join("data");
+    let mut waiting = 0;
+    for (life, messages) in [700, 700, 350, 900].into_iter().enumerate() {
+        // The accounts are made before the loop runs, and with them segments; so is what `user add` does without a server.
+        let server = Server::demo(&data, &SMALL);
+        User::new(&server, "messi").send("SEND MESSAGE", "henderson", messages);
+        waiting += messages;
+        let copy = root.path().join(format!("while it runs {life}"));
+        let made = output(&["backup", data.to_str().unwrap(), "--to", copy.to_str().unwrap()]);
+        assert_eq!((made.status.code(), text(&made.stderr)), (Some(0), ""));
+        assert!(check(&copy, false).1.contains(&format!("{waiting} messages waiting")));
+        server.stop();
+        let mut command =
+            kurir(&["user", "add", &format!("baru{life}"), "--password-stdin", "--data", data.to_str().unwrap()]);
+        let mut child = command.stdin(std::process::Stdio::piped()).spawn().unwrap();
+        child.stdin.take().unwrap().write_all(b"surabaya\n").unwrap();
+        assert!(child.wait().unwrap().success());
+    }
+    let server = Server::demo(&data, &SMALL);
+    let copy = root.path().join("copy");
+    assert_eq!(output(&["backup", data.to_str().unwrap(), "--to", copy.to_str().unwrap()]).status.code(), Some(0));
+    assert_eq!(check(&copy, false).0, Some(0));
+    // They are used again too.
+    assert_eq!(User::new(&server, "henderson").read(), waiting);
+    assert_bounded(&data, 0, "all is read");
+}
+
+#[test]
+fn a_backup_that_is_not_whole_is_none() {
+    let root = tempfile::tempdir().unwrap();
+    let data = root.path().join("data");
+    let server = Server::demo(&data, &SMALL);
+    let mut messi = User::new(&server, "messi");
+    let large = "QUJD".repeat(10_000);
+    messi.client.request(&format!("SEND FILE {} henderson b.bin {large}", messi.token)).unwrap();
+    messi.send("SEND MESSAGE", "henderson", 3000);
+    let copy = root.path().join("copy");
+    let backup = || output(&["backup", data.to_str().unwrap(), "--to", copy.to_str().unwrap()]);
+    let is_refused = |what: &str| {
+        let made = backup();
+        assert_eq!(made.status.code(), Some(2), "{what}");
+        assert!(!copy.exists() && !copy.with_added_extension("unfinished").exists(), "{what}");
+        text(&made.stderr).to_owned()
+    };
+    let away = root.path().join("away");
+    let stored = data.join("files/00/0000000000000000");
+    fs::rename(&stored, &away).unwrap();
+    let said = is_refused("a listed file is missing");
+    assert!(said.contains("is missing, or not as long as it was"), "{said}");
+    fs::rename(&away, &stored).unwrap();
+    let started = Instant::now();
+    while fs::read_dir(data.join("checkpoint")).unwrap().all(|entry| entry.unwrap().path().extension().is_some()) {
+        assert!(started.elapsed() < PATIENCE, "there is never a checkpoint");
+        thread::sleep(Duration::from_millis(20));
+    }
+    let checkpoint = only_file(&data.join("checkpoint"));
+    flip(&checkpoint, 60);
+    let said = is_refused("a checkpoint cannot be read");
+    assert!(said.contains("the copy is not whole"), "{said}");
+    flip(&checkpoint, 60);
+    assert_eq!(backup().status.code(), Some(0));
+}
+
+#[test]
+fn a_removed_lock_file_lets_no_second_server_in_and_a_moved_directory_ends_the_first() {
+    let root = tempfile::tempdir().unwrap();
+    let data = root.path().join("data");
+    let arguments = ["serve", "--demo", "--listen", "127.0.0.1:0", "--data", data.to_str().unwrap()];
+    let mut server = Server::start_with_pipe(&mut kurir(&arguments));
+    fs::remove_file(data.join("lock")).unwrap();
+    for second in [&arguments[..], &["check", data.to_str().unwrap()]] {
+        let refused = output(second);
+        assert_eq!(refused.status.code(), Some(2));
+        assert!(text(&refused.stderr).contains("is in use"), "{}", text(&refused.stderr));
+    }
+    // Another one may stand there soon, with a server of its own.
+    fs::rename(&data, root.path().join("elsewhere")).unwrap();
+    fs::create_dir(&data).unwrap();
+    let (status, log) = server.wait_with_log();
+    assert_eq!(status.code(), Some(1), "{log}");
+    assert!(log.contains("was moved, removed or replaced while the server ran"), "{log}");
+}

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 
 use crate::change::{FileId, Lsn};
 use crate::mailbox::Mailbox;
+use crate::record::RECORD_BYTES_MIN;
 use crate::snapshot::{Counters, Item};
 use crate::state::{Group, Owner, Session, State, StoredFile, User};
 
@@ -18,8 +19,32 @@ pub struct Skipped {
     pub groups: u32,
     /// Numbers of files.
     pub files: u64,
-    /// Ids of messages, in each mailbox.
-    pub messages: u64,
+}
+
+impl Skipped {
+    /// Where nothing says how many were given. A place for a user takes memory, so it is not more.
+    pub(crate) const WITHOUT_COUNTERS: Self = Self { users: 64 * 1024, groups: 64 * 1024, files: 1 << 32 };
+
+    /// As many as may have been given in so many bytes of the journal that cannot be read.
+    pub(crate) fn within(bytes: u64) -> Self {
+        // The record of an account takes this at least: its name, and a PHC string.
+        const ACCOUNT_BYTES_MIN: u64 = 64;
+        // A place for a user takes memory.
+        const SOME_MAX: u64 = 1 << 20;
+        let records = bytes.div_ceil(RECORD_BYTES_MIN as u64);
+        let some = |count: u64| u32::try_from(count.min(SOME_MAX)).unwrap_or(0);
+        let (users, groups) = (some(bytes.div_ceil(ACCOUNT_BYTES_MIN)), some(records));
+        Self { users, groups, files: records }
+    }
+
+    /// Both together.
+    pub(crate) fn and(self, more: Self) -> Self {
+        Self {
+            users: self.users.saturating_add(more.users).min(1 << 20),
+            groups: self.groups.saturating_add(more.groups),
+            files: self.files.saturating_add(more.files),
+        }
+    }
 }
 
 impl State {
@@ -81,6 +106,11 @@ impl State {
         }
         let (from_name, to_name, name, holders) = (from_name.into(), to_name.into(), name.into(), holders.clone());
         self.files.insert(file, StoredFile { from, to, from_name, to_name, name, at, bytes, lsn, kept, holders });
+    }
+
+    /// Ids are given one after the other again.
+    pub fn skip_no_more_ids(&mut self) {
+        self.ids_skipped = 0;
     }
 
     /// Makes one state of what was restored.
@@ -147,10 +177,19 @@ impl State {
 
     /// Leaves numbers out, so that none comes again that was given and lost.
     pub fn skip_numbers(&mut self, skipped: Skipped) {
-        let Skipped { users, groups, files, messages } = skipped;
+        let Skipped { users, groups, files } = skipped;
         self.set_users(self.users.len().saturating_add(users as usize));
         self.groups_next = self.groups_next.saturating_add(groups);
         self.files_next = self.files_next.saturating_add(files);
+    }
+
+    /// Leaves ids out in every mailbox, and in those that are made from now on, as many as may have been given in so many
+    /// bytes of the journal: what is read behind damage may go to others than it went to, so that its ids would be those that
+    /// other messages had.
+    pub fn skip_ids(&mut self, bytes: u64) {
+        // Ids in one mailbox must not be four billion apart.
+        let messages = bytes.div_ceil(RECORD_BYTES_MIN as u64).min(1 << 28);
+        self.ids_skipped = self.ids_skipped.max(messages);
         self.mailboxes.iter_mut().flatten().for_each(|mailbox| mailbox.skip_ids(messages));
     }
 }
