@@ -160,48 +160,28 @@ impl Survey {
         if let Some(reading) = reading.as_ref().filter(|reading| reading.layout != layout) {
             return Err(DataError::Foreign(checkpoints.join(&checkpoint::name(reading.checkpoint.number))));
         }
+        let source = Source { journal, layout, segments: &segments };
+        let plan = Plan::new(&source, reading.as_ref(), &state);
+        broken.extend(source.missing(&plan).into_iter().map(|number| (number, Broken::Missing)));
         let is_damaged = reading.as_ref().is_some_and(|reading| !reading.damage.is_empty());
-        let last = segments.last().copied().unwrap_or(0);
-        let is_whole_journal = broken.is_empty() && (1..=last).all(|number| segments.contains(&number)) && last > 0;
-        let mut plan = Plan::new(layout, &segments, reading.as_ref(), &state);
-        if is_damaged && is_whole_journal {
-            // With the whole of the journal nothing of the checkpoint is needed.
-            state = State::new(layout.segment_bytes);
-            plan = Plan { from: layout.first(), known_end: plan.known_end.max(plan.from), seen: Lsn(0) };
-        }
-        broken.extend(missing(layout, &segments, &plan).into_iter().map(|number| (number, Broken::Missing)));
-
-        let mut skipped = Skipped::default();
-        if reading.as_ref().is_some_and(|reading| reading.are_counters_lost) {
-            skipped = Skipped::WITHOUT_COUNTERS;
-        }
-        let journal_end = layout.start(last + 1);
-        let bytes_behind = |lsn: Lsn| journal_end.0.saturating_sub(lsn.0);
-        if is_damaged && plan.from > layout.first() {
-            state.skip_ids(bytes_behind(plan.from));
-        }
-        let mut progress = Progress::new(plan.from, layout.start(last + 1));
-        let read = read_journal(journal, layout, &segments, &plan, &mut |read| match read {
-            Read::Change(change, place) => {
-                if place.lsn >= plan.seen || !matches!(change, Change::MessageSent { .. }) {
-                    state.apply(change, place);
+        let whole = if is_damaged { source.read_whole(&plan, &broken)? } else { None };
+        let (state, read) = match whole {
+            Some(whole) => whole,
+            None => {
+                let mut skipped = Skipped::default();
+                if reading.as_ref().is_some_and(|reading| reading.are_counters_lost) {
+                    skipped = Skipped::WITHOUT_COUNTERS;
                 }
-                progress.look(place.lsn);
+                if is_damaged {
+                    state.skip_ids(source.bytes_behind(plan.from));
+                }
+                // What a segment has lost with its end no mark may tell of any more.
+                let mut in_reach = broken.range(layout.segment(plan.from)..);
+                let is_cut_short = in_reach.any(|(_, broken)| *broken != Broken::Header);
+                let read = source.read_onto(&mut state, &plan, skipped, is_cut_short)?;
+                (state, read)
             }
-            Read::Damage(damage) => {
-                state.skip_ids(bytes_behind(damage.start).max(damage.end.0 - damage.start.0));
-                skipped = skipped.and(Skipped::within(damage.end.0 - damage.start.0));
-            }
-        })?;
-        // What a segment has lost with its end no mark may tell of any more.
-        let first = layout.segment(plan.from);
-        if broken.range(first..).any(|(_, broken)| *broken != Broken::Header) {
-            state.skip_ids(layout.segment_bytes);
-            skipped = skipped.and(Skipped::within(layout.segment_bytes));
-        }
-        state.skip_numbers(skipped);
-        state.skip_no_more_ids();
-        state.take_freed_files();
+        };
         let is_torn = begins_record(journal, layout, read.end)
             .map_err(|error| DataError::Io(journal.path().to_owned(), error))?;
         let version = reading.as_ref().map_or(version, |reading| reading.version);
@@ -305,7 +285,8 @@ struct Plan {
 }
 
 impl Plan {
-    fn new(layout: Layout, segments: &BTreeSet<u64>, reading: Option<&Reading>, state: &State) -> Self {
+    fn new(source: &Source<'_>, reading: Option<&Reading>, state: &State) -> Self {
+        let &Source { layout, segments, .. } = source;
         let Some(reading) = reading else {
             return Self { from: layout.first(), known_end: Lsn(0), seen: Lsn(0) };
         };
@@ -322,15 +303,80 @@ impl Plan {
     }
 }
 
-/// Segments that are to be read and are not there: from where reading begins on they have no gaps between them.
-fn missing(layout: Layout, segments: &BTreeSet<u64>, plan: &Plan) -> Vec<u64> {
-    let first = layout.segment(plan.from);
-    // A checkpoint may end where a segment ends behind which there was no room for another.
-    let is_end = layout.start(first) == plan.from && segments.range(first..).next().is_none();
-    let last = if is_end { 0 } else { segments.last().copied().unwrap_or(first).max(first) };
-    let needed = layout.segment(Lsn(plan.known_end.0.saturating_sub(1)));
-    let last = if plan.known_end > plan.from { last.max(needed) } else { last };
-    (first..=last).filter(|number| !segments.contains(number)).collect()
+/// A journal on the disk.
+struct Source<'s> {
+    journal: &'s Directory,
+    layout: Layout,
+    segments: &'s BTreeSet<u64>,
+}
+
+impl Source<'_> {
+    /// Segments that are to be read and are not there: from where reading begins on they have no gaps between them.
+    fn missing(&self, plan: &Plan) -> Vec<u64> {
+        let &Self { layout, segments, .. } = self;
+        let first = layout.segment(plan.from);
+        // A checkpoint may end where a segment ends behind which there was no room for another.
+        let is_end = layout.start(first) == plan.from && segments.range(first..).next().is_none();
+        let last = if is_end { 0 } else { segments.last().copied().unwrap_or(first).max(first) };
+        let needed = layout.segment(Lsn(plan.known_end.0.saturating_sub(1)));
+        let last = if plan.known_end > plan.from { last.max(needed) } else { last };
+        (first..=last).filter(|number| !segments.contains(number)).collect()
+    }
+
+    /// How much there may be from a position on.
+    fn bytes_behind(&self, lsn: Lsn) -> u64 {
+        self.layout.start(self.segments.last().map_or(0, |last| last + 1)).0.saturating_sub(lsn.0)
+    }
+
+    /// The state that the journal tells from its beginning on, without a checkpoint; none if not all of it can be read.
+    fn read_whole(
+        &self,
+        plan: &Plan,
+        broken: &BTreeMap<u64, Broken>,
+    ) -> Result<Option<(State, JournalReading)>, DataError> {
+        let last = self.segments.last().copied().unwrap_or(0);
+        let is_there = last > 0 && (1..=last).all(|number| self.segments.contains(&number));
+        if !is_there || broken.values().any(|broken| *broken != Broken::Header) {
+            return Ok(None);
+        }
+        let mut state = State::new(self.layout.segment_bytes);
+        let plan = Plan { from: self.layout.first(), known_end: plan.known_end.max(plan.from), seen: Lsn(0) };
+        let read = self.read_onto(&mut state, &plan, Skipped::default(), false)?;
+        Ok(read.damage.is_empty().then_some((state, read)))
+    }
+
+    /// Makes the changes of the journal, and leaves numbers out where it cannot be known how many had been given.
+    fn read_onto(
+        &self,
+        state: &mut State,
+        plan: &Plan,
+        mut skipped: Skipped,
+        is_cut_short: bool,
+    ) -> Result<JournalReading, DataError> {
+        let &Self { journal, layout, segments } = self;
+        let mut progress = Progress::new(plan.from, Lsn(plan.from.0 + self.bytes_behind(plan.from)));
+        let read = read_journal(journal, layout, segments, plan, &mut |read| match read {
+            Read::Change(change, place) => {
+                if place.lsn >= plan.seen || !matches!(change, Change::MessageSent { .. }) {
+                    state.apply(change, place);
+                }
+                progress.look(place.lsn);
+            }
+            Read::Damage(damage) => {
+                let bytes = damage.end.0 - damage.start.0;
+                state.skip_ids(self.bytes_behind(damage.start).max(bytes));
+                skipped = skipped.and(Skipped::within(bytes));
+            }
+        })?;
+        if is_cut_short {
+            state.skip_ids(layout.segment_bytes);
+            skipped = skipped.and(Skipped::within(layout.segment_bytes));
+        }
+        state.skip_numbers(skipped);
+        state.skip_no_more_ids();
+        state.take_freed_files();
+        Ok(read)
+    }
 }
 
 fn read_checkpoint(

@@ -1,0 +1,165 @@
+//! A repair loses nothing that could be kept, wherever power goes in the middle of it, and may be begun again.
+
+#![allow(clippy::panic, clippy::unwrap_used, clippy::expect_used)]
+
+#[path = "common/sim_disk.rs"]
+mod sim_disk;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use kurir::change::{Change, FileId, Target, UserId};
+use kurir::check::{CheckError, Report, check_on};
+use kurir::data::{DataDirectory, DataError};
+use kurir::disk::DiskRef;
+use kurir::files::{FileJob, TransferId};
+use kurir::log::{Need, Sync};
+use kurir::recovery;
+use kurir::store::{Opening, Store, StoreError};
+use kurir::survey::Survey;
+use sim_disk::SimDisk;
+
+const DATA: &str = "/srv/data";
+const NOW: u64 = 1_800_000_000_000;
+const MESSAGES: usize = 40;
+
+fn disk_ref(disk: &Arc<SimDisk>) -> DiskRef {
+    DiskRef::clone(&(Arc::clone(disk) as DiskRef))
+}
+
+fn open(disk: &Arc<SimDisk>) -> Result<Store, StoreError> {
+    let directory = DataDirectory::open_on(disk_ref(disk), Path::new(DATA)).map_err(StoreError::Data)?;
+    Store::open_in(directory, Opening { segment_bytes: 4096, sync: Sync::Always, salt: 7, now: NOW })
+}
+
+fn check(disk: &Arc<SimDisk>, repair: bool) -> Result<Report, CheckError> {
+    check_on(disk_ref(disk), Path::new(DATA), repair, NOW)
+}
+
+fn make(store: &mut Store, change: &Change<'_>) {
+    while store.log.must_wait() {
+        store.commit().unwrap();
+    }
+    let place = store.log.append(change, Need::More).unwrap();
+    store.state.apply(change, place);
+}
+
+/// A disk with a data directory: two accounts, messages in several segments, a stored file, a checkpoint of all that, and a few
+/// messages behind it. Each message is a batch.
+fn rich_disk() -> Arc<SimDisk> {
+    let disk = SimDisk::new(1);
+    disk.make_root(Path::new("/srv")).unwrap();
+    let mut store = open(&disk).unwrap();
+    for (user, name) in [(UserId(0), "messi"), (UserId(1), "henderson")] {
+        make(&mut store, &Change::UserAdded { user, name, password_hash: "$" });
+    }
+    let (file, from, to) = (FileId(0), UserId(0), Target::User(UserId(1)));
+    for job in [FileJob::Append(TransferId(1), b"bytes".to_vec()), FileJob::Store(TransferId(1), file)] {
+        store.disk.files.run(job).unwrap();
+    }
+    let sum = Some(crc32c::crc32c(b"bytes"));
+    make(&mut store, &Change::FileStored { file, from, to, at: NOW, bytes: 5, name: "hilang.txt", sum });
+    let send = |store: &mut Store, count: usize| {
+        for number in 0..count {
+            let text = format!("{number} {}", "x".repeat(300));
+            make(
+                store,
+                &Change::MessageSent { from, to, at: NOW, from_name: "messi", to_name: "henderson", text: &text },
+            );
+            store.commit().unwrap();
+        }
+    };
+    send(&mut store, MESSAGES);
+    store.disk.journal.close().unwrap();
+    let directory = store.directory;
+    let mut survey = Survey::of(&directory.journal(), &directory.checkpoints()).unwrap().unwrap();
+    recovery::begin_anew(&directory.checkpoints(), &mut survey).unwrap();
+    drop(directory);
+    let mut store = open(&disk).unwrap();
+    send(&mut store, 3);
+    store.disk.journal.close().unwrap();
+    drop(store.directory);
+    disk.end_process();
+    disk
+}
+
+fn waiting(disk: &Arc<SimDisk>) -> usize {
+    let store = open(disk).unwrap();
+    store.state.assert_invariants();
+    store.state.mailbox(UserId(1)).unwrap().entries().len()
+}
+
+#[test]
+fn power_may_go_at_any_step_of_a_repair() {
+    let disk = rich_disk();
+    // The file's record in the checkpoint is lost, the header of an old segment, and the beginning of the journal, in which the
+    // file stands too.
+    let checkpoint = Path::new("/srv/data/checkpoint/0000000001");
+    disk.corrupt(checkpoint, |bytes| {
+        let at = memchr::memmem::find(bytes, b"hilang.txt").unwrap();
+        bytes[at] ^= 1;
+    })
+    .unwrap();
+    disk.corrupt(Path::new("/srv/data/journal/0000000002.log"), |bytes| bytes[9] ^= 1).unwrap();
+    disk.corrupt(Path::new("/srv/data/journal/0000000001.log"), |bytes| bytes[4096..4180].fill(0)).unwrap();
+    let last = open(&disk).map(drop);
+    assert!(matches!(last, Err(StoreError::Data(DataError::Foreign(_)))), "{last:?}");
+    disk.end_process();
+    let whole = disk.snapshot();
+    let before = whole.operations();
+    assert!(check(&whole, true).unwrap().is_good());
+    let operations = whole.operations() - before;
+    assert!(operations > 20, "{operations}");
+    for step in 1..=operations {
+        for seed in 0..6 {
+            let disk = disk.snapshot();
+            disk.set_ordered(seed % 2 == 0);
+            disk.cut_after(step);
+            assert!(check(&disk, true).is_err() && disk.is_cut(), "step {step}");
+            disk.restart();
+            let again = check(&disk, true).unwrap_or_else(|error| panic!("step {step}: {error}"));
+            assert!(again.is_good(), "step {step}: {again}");
+            disk.cut();
+            disk.restart();
+            assert_eq!(waiting(&disk), MESSAGES + 3, "step {step}");
+            let files = disk.files_below(Path::new(DATA));
+            let is_kept = |start: &str, name: &str| {
+                let is_it =
+                    |path: &std::path::PathBuf| path.starts_with(start) && path.to_str().unwrap().contains(name);
+                files.iter().any(is_it)
+            };
+            // What nothing lists is kept for whoever may know what it is, and so is what was damaged.
+            assert!(is_kept("/srv/data/lost-files", "0000000000000000"), "step {step}: {files:?}");
+            assert!(is_kept("/srv/data/checkpoint", "0000000001.damaged-1"), "step {step}: {files:?}");
+            assert!(is_kept("/srv/data/journal", "0000000002.log.damaged-1"), "step {step}: {files:?}");
+        }
+    }
+}
+
+#[test]
+fn a_name_that_was_lost_with_its_account_can_be_taken_and_inherits_nothing() {
+    let disk = rich_disk();
+    disk.corrupt(Path::new("/srv/data/journal/0000000001.log"), |bytes| bytes[4096..4180].fill(0)).unwrap();
+    disk.corrupt(Path::new("/srv/data/checkpoint/0000000001"), |bytes| {
+        let at = memchr::memmem::find(bytes, b"henderson").unwrap();
+        bytes[at] ^= 1;
+        // The counters, which stand first and last.
+        bytes[60] ^= 1;
+        let end = bytes.len() - 60;
+        bytes[end] ^= 1;
+    })
+    .unwrap();
+    assert!(check(&disk, true).unwrap().is_good());
+    let mut store = open(&disk).unwrap();
+    store.state.assert_invariants();
+    assert_eq!(store.state.user_named("henderson"), None);
+    let user = store.state.next_user();
+    assert!(user.0 > 2, "{user:?} was somebody else's number");
+    make(&mut store, &Change::UserAdded { user, name: "henderson", password_hash: "$" });
+    assert!(store.state.mailbox(user).unwrap().entries().is_empty());
+    assert_eq!(store.state.file_listed(user, "messi", "hilang.txt"), None);
+    assert!(store.state.next_file().0 > 0);
+    // What the sender lists is there.
+    let file = store.state.file_listed(UserId(0), "henderson", "hilang.txt").unwrap();
+    assert_eq!(store.disk.files.bytes(file).unwrap(), 5);
+}
