@@ -341,8 +341,9 @@ fn mend_segments(survey: &Survey, journal: &Directory) -> io::Result<()> {
             continue;
         }
         let name = Layout::name(*segment);
-        let mut bytes = journal.read(&name)?;
-        bytes.resize(BLOCK_BYTES + usize::try_from(survey.layout.segment_bytes).unwrap_or(usize::MAX), 0);
+        let whole = BLOCK_BYTES + usize::try_from(survey.layout.segment_bytes).unwrap_or(usize::MAX);
+        let mut bytes = journal.read_start(&name, whole)?;
+        bytes.resize(whole, 0);
         bytes[..BLOCK_BYTES].copy_from_slice(&survey.layout.header(*segment));
         journal.replace(&name, &bytes)?;
     }

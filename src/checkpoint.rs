@@ -29,6 +29,8 @@ const HEADER_BYTES: usize = 8 + 4 + 4 + 8 + 8 + 8 + 4;
 /// Written in pieces of this size, each of which has gone to the disk before the next, where the file system has it so: a
 /// write of the journal waits for one of them, and not for a sync of them all in the end.
 const WRITE_BYTES: usize = 256 * 1024;
+/// Searched at once for an item that is whole; as much again must be behind it, so that any item is.
+const SEARCH_BYTES: u64 = (BODY_BYTES_MAX + record::HEADER_BYTES) as u64;
 
 /// A checkpoint on the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -369,29 +371,43 @@ impl Body {
         if at < end { self.search(file, at, end, show) } else { Ok(at) }
     }
 
-    /// The same from a record on that cannot be read: the rest is searched for more.
+    /// The same from a record on that cannot be read: the rest is searched for more, a window at a time.
     fn search(&mut self, file: &FileRef, from: u64, end: u64, show: &mut dyn FnMut(&Item<'_>)) -> io::Result<u64> {
-        let mut bytes = Vec::new();
-        Reader::new(FileRef::clone(file), from).take(end - from).read_to_end(&mut bytes)?;
-        let (salt, mut at) = (self.layout.salt, 0);
-        let lsn = |at: usize| from + at as u64;
-        while at < bytes.len() && !self.is_ended {
-            if let Some(body) = record::body_at(&bytes[at..], salt, Lsn(lsn(at))) {
-                let next = at + record::record_bytes(body.len());
-                self.take(lsn(at)..lsn(next), body, show);
-                at = next;
-                continue;
+        let (mut window, mut at) = (Vec::new(), from);
+        // Where something begins that cannot be read, and what it may be.
+        let mut bad: Option<(u64, String)> = None;
+        while at < end && !self.is_ended {
+            window.clear();
+            Reader::new(FileRef::clone(file), at).take((end - at).min(2 * SEARCH_BYTES)).read_to_end(&mut window)?;
+            if window.is_empty() {
+                break;
             }
-            let least = at + RECORD_BYTES_MIN;
-            let behind = bytes.get(least..).unwrap_or_default();
-            let next = record::find_next(behind, salt, Lsn(lsn(least)), behind.len());
-            let next = next.map_or(bytes.len(), |next| least + next);
-            let body = record::claimed_body(&bytes[at..next]).unwrap_or_default();
-            let what = Item::decode(body).map_or(UNKNOWN.to_owned(), |item| say(&item));
-            self.damage.push((lsn(at)..lsn(next), what));
-            at = next;
+            // What begins in the first half is whole in the window, if it is whole at all.
+            let half = window.len().min(usize::try_from(SEARCH_BYTES).unwrap_or(usize::MAX));
+            let mut position = 0;
+            while position < half && !self.is_ended {
+                let (rest, lsn) = (&window[position..], at + position as u64);
+                if let Some(body) = record::body_at(rest, self.layout.salt, Lsn(lsn)) {
+                    self.damage.extend(bad.take().map(|(start, what)| (start..lsn, what)));
+                    let next = position + record::record_bytes(body.len());
+                    self.take(lsn..at + next as u64, body, show);
+                    position = next;
+                    continue;
+                }
+                bad.get_or_insert_with(|| {
+                    let item = record::claimed_body(rest).and_then(Item::decode);
+                    (lsn, item.map_or(UNKNOWN.to_owned(), |item| say(&item)))
+                });
+                let least = RECORD_BYTES_MIN.min(rest.len());
+                let searched = half.saturating_sub(position + least);
+                let next = record::find_next(&rest[least..], self.layout.salt, Lsn(lsn + least as u64), searched);
+                position = next.map_or(half.max(position + least), |next| position + least + next);
+            }
+            at += position as u64;
         }
-        Ok(lsn(at))
+        let at = at.min(end);
+        self.damage.extend(bad.map(|(start, what)| (start..at, what)));
+        Ok(at)
     }
 
     fn take(&mut self, place: Range<u64>, body: &[u8], show: &mut dyn FnMut(&Item<'_>)) {

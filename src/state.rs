@@ -604,6 +604,7 @@ impl State {
     }
 
     fn open_session(&mut self, session: SessionId, opened: Session) {
+        self.pass_time(opened.elapsed_ms);
         if self.sessions.contains_key(&session) {
             return;
         }
@@ -611,15 +612,14 @@ impl State {
         account.sessions.push(session);
         self.sessions.insert(session, opened);
         self.sessions_by_use.insert((opened.used, session));
-        self.pass_time(opened.elapsed_ms);
     }
 
     fn use_session(&mut self, session: SessionId, at: u64, elapsed_ms: u64) {
+        self.pass_time(elapsed_ms);
         let Some(known) = self.sessions.get_mut(&session) else { return };
         self.sessions_by_use.remove(&(known.used, session));
         (known.used, known.elapsed_ms) = (at, elapsed_ms);
         self.sessions_by_use.insert((at, session));
-        self.pass_time(elapsed_ms);
     }
 
     /// It never runs backward.

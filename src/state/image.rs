@@ -313,3 +313,200 @@ fn group_item(group: GroupId, known: &Group) -> Item<'_> {
     let members = members.iter().zip(joined).map(|(user, joined)| Member { user: *user, joined: *joined }).collect();
     Item::Group { group, name, owner: *owner, secret_hash: secret_hash.as_deref(), members }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::change::{Change, Holders, Kept, Place, SessionId, Target};
+    use proptest::prelude::*;
+
+    const SEGMENT_BYTES: u64 = 4096;
+    const NAMES: [&str; 6] = ["a", "b", "c", "d", "e", "f"];
+
+    /// What is done, with numbers that say to whom and to what.
+    type Step = (u8, u8, u8, u8);
+
+    /// A state, and the journal that led to it.
+    struct World {
+        state: State,
+        end: Lsn,
+        /// What came since the image was begun.
+        since: Option<Vec<(Lsn, Vec<u8>)>>,
+        image: Vec<Vec<u8>>,
+        is_whole: bool,
+    }
+
+    impl World {
+        fn new() -> Self {
+            let state = State::new(SEGMENT_BYTES);
+            Self { state, end: Lsn(SEGMENT_BYTES), since: None, image: Vec::new(), is_whole: false }
+        }
+
+        fn make(&mut self, change: &Change<'_>) {
+            let place = Place { lsn: self.end, bytes: 64 };
+            self.state.apply(change, place);
+            self.state.assert_invariants();
+            if let Some(since) = &mut self.since {
+                let mut encoded = Vec::new();
+                change.encode(&mut encoded);
+                since.push((place.lsn, encoded));
+            }
+            self.end = place.end();
+        }
+
+        /// A change that a handler could make now, more or less.
+        fn step(&mut self, (kind, who, what, size): Step) {
+            let users: Vec<UserId> = self.state.mailboxes().map(|(user, _)| user).collect();
+            let groups: Vec<GroupId> = self.state.groups.keys().copied().collect();
+            let name = NAMES[usize::from(what) % NAMES.len()];
+            let add = Change::UserAdded { user: self.state.next_user(), name, password_hash: "$" };
+            let pick = |list: &[UserId], number: u8| list[usize::from(number) % list.len()];
+            if users.is_empty() {
+                return self.make(&add);
+            }
+            let (user, other) = (pick(&users, who), pick(&users, what));
+            let group = groups.get(usize::from(what) % groups.len().max(1)).copied();
+            let to = group.filter(|_| size % 2 == 0).map_or(Target::User(other), Target::Group);
+            let sessions = self.state.user(user).map(|account| account.sessions.clone()).unwrap_or_default();
+            let at = u64::from(size);
+            match kind % 20 {
+                0 | 1 => self.make(&add),
+                2 => self.make(&Change::UserRemoved { user }),
+                3 => {
+                    let keep = sessions.first().copied().filter(|_| size % 2 == 0);
+                    self.make(&Change::PasswordChanged { user, password_hash: NAMES[usize::from(size) % 6], keep });
+                }
+                4 => {
+                    let session = SessionId(u128::from(self.end.0).to_le_bytes());
+                    self.make(&Change::SessionOpened { session, user, at, elapsed_ms: at });
+                }
+                5 => {
+                    for session in sessions.iter().take(1).copied() {
+                        self.make(&Change::SessionUsed { session, at, elapsed_ms: at });
+                    }
+                }
+                6 => {
+                    for session in sessions.iter().rev().take(1).copied() {
+                        self.make(&Change::SessionClosed { session });
+                    }
+                }
+                7 | 8 => {
+                    let group = self.state.next_group();
+                    self.make(&Change::GroupCreated { group, name, owner: user, secret_hash: None });
+                }
+                9 | 10 => group.into_iter().for_each(|group| self.make(&Change::MemberJoined { group, user })),
+                11 => group.into_iter().for_each(|group| self.make(&Change::MemberLeft { group, user })),
+                12 | 13 => {
+                    self.make(&Change::MessageSent { from: user, to, at, from_name: "x", to_name: "y", text: "z" });
+                }
+                14 => self.deliver_or_move(user, size),
+                15 | 16 => self.store(user, to, name, size),
+                17 => {
+                    let party = if size % 2 == 0 { name } else { NAMES[usize::from(size) % 6] };
+                    self.make(&Change::FileDropped { user, party, name });
+                }
+                18 => self.move_or_lose(size),
+                _ => self.make(&Change::TimePassed { elapsed_ms: at }),
+            }
+        }
+
+        fn deliver_or_move(&mut self, user: UserId, size: u8) {
+            let Some(mailbox) = self.state.mailbox(user) else { return };
+            let (Some(first), Some(last)) = (mailbox.entries().front(), mailbox.entries().get(usize::from(size % 4)))
+            else {
+                return;
+            };
+            let (first, last) = (first.sent(), last.sent());
+            if size % 3 == 0 {
+                let holders = user.0.to_le_bytes();
+                let (to, holders) = (Target::User(user), Holders::new(&holders));
+                let (from_name, to_name, text) = ("x", "y", "z");
+                self.make(&Change::MessageMoved {
+                    sent: first,
+                    from: None,
+                    to,
+                    at: 1,
+                    from_name,
+                    to_name,
+                    text,
+                    holders,
+                });
+            } else {
+                self.make(&Change::Delivered { user, first, last });
+            }
+        }
+
+        fn store(&mut self, from: UserId, to: Target, name: &str, size: u8) {
+            let (file, at) = (self.state.next_file(), 1);
+            if size % 3 == 0 {
+                self.make(&Change::FileStored { file, from, to, at, bytes: u64::from(size), name, sum: Some(1) });
+            } else {
+                self.make(&Change::FileSent { file, from, to, at, name, content: b"abc" });
+            }
+        }
+
+        fn move_or_lose(&mut self, size: u8) {
+            let files: Vec<(FileId, Kept)> = self.state.files().map(|(file, stored)| (file, stored.kept)).collect();
+            let Some((file, kept)) = files.get(usize::from(size) % files.len().max(1)).copied() else { return };
+            match kept {
+                Kept::Journal(_) if size % 4 > 0 => self.make(&Change::FileMoved { file, content: b"abc" }),
+                _ => self.make(&Change::FileLost { file }),
+            }
+        }
+
+        /// So much of the image is written as fits into a small block.
+        fn write(&mut self, items: usize) {
+            let (image, mut left) = (&mut self.image, items);
+            self.is_whole |= self.state.write_image(self.end, Portion { items, entries: 2 }, &mut |item| {
+                let mut encoded = Vec::new();
+                item.encode(&mut encoded);
+                image.push(encoded);
+                left = left.saturating_sub(1);
+                left > 0
+            });
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(3000))]
+        #[test]
+        fn an_image_and_what_came_since_make_the_same_whatever_changes_while_it_is_written(
+            before: Vec<Step>,
+            during in proptest::collection::vec((any::<Step>(), 0usize..4), 0..60),
+            after in proptest::collection::vec(any::<Step>(), 0..10),
+        ) {
+            let mut world = World::new();
+            before.into_iter().for_each(|step| world.step(step));
+            let counters = world.state.begin_image(world.end);
+            world.image.push(Vec::new());
+            Item::Counters(counters).encode(&mut world.image[0]);
+            world.since = Some(Vec::new());
+            for (step, items) in during {
+                world.step(step);
+                if items > 0 && !world.is_whole {
+                    world.write(items);
+                }
+            }
+            while !world.is_whole {
+                world.write(3);
+            }
+            world.state.end_image();
+            after.into_iter().for_each(|step| world.step(step));
+
+            let mut restored = State::new(SEGMENT_BYTES);
+            for encoded in &world.image {
+                restored.restore(&Item::decode(encoded).unwrap());
+            }
+            restored.finish_restore();
+            restored.assert_invariants();
+            for (lsn, encoded) in world.since.unwrap() {
+                restored.apply(&Change::decode(&encoded).unwrap(), Place { lsn, bytes: 64 });
+            }
+            restored.assert_invariants();
+            // What was freed on the way is no part of it.
+            restored.take_freed_files();
+            world.state.take_freed_files();
+            prop_assert!(restored == world.state, "{restored:#?}\n\nis not\n\n{:#?}", world.state);
+        }
+    }
+}
