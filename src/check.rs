@@ -20,7 +20,7 @@ use crate::mailbox::Entry as Message;
 use crate::recovery::{self, Start};
 use crate::segment::{Access, Layout};
 use crate::state::{State, StoredFile};
-use crate::survey::{Broken, Damage, Survey};
+use crate::survey::{Broken, Damage, Orphans, Survey};
 use crate::texts::Texts;
 
 /// Records are read in portions of this many.
@@ -37,6 +37,8 @@ pub struct Report {
     is_torn: bool,
     state: State,
     damage: Vec<Damage>,
+    /// What is lost with it.
+    orphans: Orphans,
     /// What does not agree with itself, if anything.
     contradiction: Option<String>,
     lost: Vec<Lost>,
@@ -142,12 +144,16 @@ pub fn check_on(disk: DiskRef, root: &Path, repair: bool, now: u64) -> Result<Re
         return Err(no_data());
     }
     let directory = DataDirectory::look_at_on(disk, root)?;
-    let mut survey = Survey::of(&directory.journal(), &directory.checkpoints())?.ok_or_else(no_data)?;
+    let Some(mut survey) = Survey::of(&directory.journal(), &directory.checkpoints())? else {
+        let has_files = FileStore::new(directory.files()).has_any().unwrap_or(false);
+        let journal = directory.journal().path().to_owned();
+        return Err(if has_files { CheckError::Data(DataError::JournalLost(journal)) } else { no_data() });
+    };
     let findings = Findings::of(&directory, &survey);
     let is_damaged = !survey.damage.is_empty() || findings.are_any();
     let mut kept = None;
     if repair && is_damaged {
-        let damage = std::mem::take(&mut survey.damage);
+        let (damage, orphans) = (std::mem::take(&mut survey.damage), std::mem::take(&mut survey.orphans));
         kept = Some(put_right(&directory, survey, &damage, &findings, now)?);
         survey = Survey::of(&directory.journal(), &directory.checkpoints())?.ok_or_else(no_data)?;
         let again = Findings::of(&directory, &survey);
@@ -155,12 +161,25 @@ pub fn check_on(disk: DiskRef, root: &Path, repair: bool, now: u64) -> Result<Re
         if let Some(left) = left.or_else(|| again.first()) {
             return Err(CheckError::NotRepaired(left));
         }
-        survey.damage = damage;
+        (survey.damage, survey.orphans) = (damage, orphans);
     }
-    let Survey { segments, checkpoint, changes, is_torn, state, damage, .. } = survey;
+    let Survey { segments, checkpoint, changes, is_torn, state, damage, orphans, .. } = survey;
     let Findings { contradiction, lost, files } = findings;
     let root = root.to_owned();
-    Ok(Report { root, segments, checkpoint, changes, is_torn, state, damage, contradiction, lost, files, kept })
+    Ok(Report {
+        root,
+        segments,
+        checkpoint,
+        changes,
+        is_torn,
+        state,
+        damage,
+        orphans,
+        contradiction,
+        lost,
+        files,
+        kept,
+    })
 }
 
 /// What is wrong beside what a survey finds.
@@ -172,8 +191,11 @@ struct Findings {
 
 impl Findings {
     fn of(directory: &DataDirectory, survey: &Survey) -> Self {
+        let store = FileStore::new(directory.files());
+        let is_lost = survey.state.next_user().0 == 0 && store.has_any().unwrap_or(false);
+        let lost = is_lost.then(|| "there are stored files, and no accounts that could have sent them".to_owned());
         Self {
-            contradiction: survey.state.check_invariants().err(),
+            contradiction: survey.state.check_invariants().err().or(lost),
             lost: lost_records(survey, &directory.journal()),
             files: file_problems(directory, &survey.state),
         }
@@ -313,7 +335,7 @@ fn keep_damaged(
     let in_use = damage.iter().map(|damage| &damage.path).chain(findings.lost.iter().map(|lost| &lost.path));
     let mut paths: BTreeSet<PathBuf> = in_use.cloned().collect();
     let is_of = |directory: &Directory| paths.iter().any(|path| path.parent() == Some(directory.path()));
-    if is_of(checkpoints) || survey.is_checkpoint_missing() {
+    if (is_of(checkpoints) && !survey.is_whole_journal) || survey.is_checkpoint_missing() {
         // Nobody knows what else was needed of the journal.
         paths.extend(survey.segments.iter().map(|segment| journal.join(&Layout::name(*segment))));
     }
@@ -361,13 +383,19 @@ impl Report {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { root, segments, checkpoint, changes, is_torn, state, damage, contradiction, lost, files, kept } =
-            self;
+        let Self { root, segments, checkpoint, changes, is_torn, state, damage, .. } = self;
+        let Self { orphans, contradiction, lost, files, kept, .. } = self;
         let checkpoint = checkpoint.map_or("no checkpoint".to_owned(), |known| format!("checkpoint {}", known.number));
         writeln!(f, "{}: {checkpoint}, {changes} changes behind it, {} segments", root.display(), segments.len())?;
         let word = if kept.is_some() { "dropped" } else { "damaged" };
         for damage in damage {
             writeln!(f, "{word}: {damage}")?;
+        }
+        for what in &orphans.named {
+            writeln!(f, "lost with it: {what}")?;
+        }
+        if orphans.more > 0 {
+            writeln!(f, "lost with it: {} more", orphans.more)?;
         }
         if let Some(contradiction) = contradiction {
             writeln!(f, "{word}: what does not agree with itself: {contradiction}")?;

@@ -64,7 +64,8 @@ pub fn name(number: u64) -> String {
 /// # Errors
 /// What the disk said.
 pub fn list(directory: &Directory) -> io::Result<BTreeSet<u64>> {
-    Ok(directory.list()?.iter().filter_map(|entry| entry.name.parse::<u64>().ok()).collect())
+    let number = |written: &str| written.parse().ok().filter(|number| name(*number) == written && *number < u64::MAX);
+    Ok(directory.list()?.iter().filter_map(|entry| number(&entry.name)).collect())
 }
 
 /// Writes a checkpoint of these items between the counters and the end. It is there whole, and durable, or not at all.
@@ -84,8 +85,10 @@ pub fn write(
     let mut written = Ok(());
     items(&mut |item| {
         framing.put(item, &mut block);
-        if block.len() >= WRITE_BYTES && written.is_ok() {
-            written = draft.write(&block);
+        if block.len() >= WRITE_BYTES {
+            if written.is_ok() {
+                written = draft.write(&block);
+            }
             block.clear();
         }
     });
@@ -282,8 +285,8 @@ impl Header {
 /// What was read of a checkpoint.
 #[derive(Debug)]
 pub struct Reading {
-    /// Of its format.
-    pub version: u32,
+    /// Of its format, if a header tells.
+    pub version: Option<u32>,
     /// The journal's layout.
     pub layout: Layout,
     /// The checkpoint. Where its position is lost, that is zero.
@@ -336,7 +339,7 @@ pub fn read(
     } else if !is_whole && body.damage.is_empty() {
         body.damage.push((end..end, "what stands behind the end of a checkpoint".to_owned()));
     }
-    let version = known.map_or(VERSION, |known| known.version);
+    let version = known.map(|known| known.version);
     let in_items = body.counters.map(|counters| counters.lsn).filter(|lsn| *lsn > Lsn(0));
     let lsn = known.map(|known| known.lsn).or(in_items).unwrap_or_default();
     let checkpoint = Checkpoint { number, span: Span { lsn, until: body.until }, bytes };

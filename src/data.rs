@@ -41,6 +41,10 @@ pub enum DataError {
     Damaged(PathBuf, u64),
     /// A file is not there without which nothing is known.
     Missing(PathBuf),
+    /// There is no checkpoint here, and without one nothing is known of what the journal does not hold any more.
+    NoCheckpoint(PathBuf),
+    /// There are stored files, and this journal that should list them is empty.
+    JournalLost(PathBuf),
     /// This is damaged, and no file says how the journal lies, so that nothing can be made of what is left.
     Hopeless(PathBuf),
 }
@@ -68,7 +72,7 @@ impl fmt::Display for DataError {
             }
             Self::OtherVersion(path, version) => write!(
                 f,
-                "{} is of version {version} of the format, and this kurir knows versions {VERSION_MIN} to {VERSION}: start it with one that knows the other",
+                "{} is of version {version} of the format, and this kurir knows versions {VERSION_MIN} and {VERSION}: use a kurir that knows the other",
                 path.display()
             ),
             Self::Damaged(path, byte) => write!(
@@ -79,6 +83,16 @@ impl fmt::Display for DataError {
             Self::Missing(path) => write!(
                 f,
                 "{} is missing, and what is left of the journal needs it; `kurir check DIR --repair` keeps what is good",
+                path.display()
+            ),
+            Self::NoCheckpoint(path) => write!(
+                f,
+                "there is no checkpoint in {}, and the journal does not go back to its beginning: put the checkpoint back, or a backup in place of all; `kurir check DIR --repair` keeps what little can be read without it",
+                path.display()
+            ),
+            Self::JournalLost(path) => write!(
+                f,
+                "there are stored files, and the journal {} that should list them is empty: put a backup in its place, or move the files away",
                 path.display()
             ),
             Self::Hopeless(path) => write!(
@@ -155,21 +169,29 @@ impl DataDirectory {
             move |error| DataError::Io(path, error)
         };
         let mut locks = Vec::new();
-        // The file first: it says who has it.
+        // The directory first, so that whoever is refused has not made a lock file.
+        match disk.lock(&path, LockOf::Directory) {
+            Ok(Locked::Held(held)) => locks.push(held),
+            Ok(Locked::Taken(_)) => {
+                // The file says who has it.
+                let owner = match disk.lock(&lock, LockOf::File) {
+                    Ok(Locked::Taken(owner)) => owner,
+                    _ => None,
+                };
+                return Err(DataError::InUse(path, owner));
+            }
+            // Network file systems lock no directories; there the file alone must do.
+            Err(error) if is_lock_refused(&error) => {
+                tracing::debug!(%error, "the file system does not lock directories");
+            }
+            Err(error) => return Err(failed(&path)(error)),
+        }
+        let file = if locks.is_empty() { LockOf::FileMade } else { file };
         match disk.lock(&lock, file) {
             Ok(Locked::Held(held)) => locks.push(held),
             Ok(Locked::Taken(owner)) => return Err(DataError::InUse(path, owner)),
             Err(error) if error.kind() == ErrorKind::NotFound && file == LockOf::File => {}
             Err(error) => return Err(failed(&lock)(error)),
-        }
-        match disk.lock(&path, LockOf::Directory) {
-            Ok(Locked::Held(held)) => locks.push(held),
-            Ok(Locked::Taken(owner)) => return Err(DataError::InUse(path, owner)),
-            // Network file systems lock no directories; there the file alone must do.
-            Err(error) if !locks.is_empty() && is_lock_refused(&error) => {
-                tracing::debug!(%error, "the file system does not lock directories");
-            }
-            Err(error) => return Err(failed(&path)(error)),
         }
         let identity = disk.status(&path).map_err(failed(&path))?.identity;
         Ok(Self { root, identity, _locks: locks })
@@ -184,7 +206,11 @@ impl DataDirectory {
     /// True as long as its path leads to the directory that was locked: another one there may be another server's.
     #[must_use]
     pub fn is_still_there(&self) -> bool {
-        self.root.disk().status(self.root.path()).is_ok_and(|status| status.identity == self.identity)
+        match self.root.disk().status(self.root.path()) {
+            Ok(status) => status.identity == self.identity,
+            // Anything else says nothing of where it is.
+            Err(error) => error.kind() != ErrorKind::NotFound,
+        }
     }
 
     /// Where the journal is.

@@ -464,8 +464,8 @@ pub fn is_full(error: &io::Error) -> bool {
 #[derive(Debug)]
 struct SystemDisk;
 
-impl Disk for SystemDisk {
-    fn open(&self, path: &Path, mode: Mode) -> io::Result<FileRef> {
+impl SystemDisk {
+    fn open_file(path: &Path, mode: Mode) -> io::Result<File> {
         let flags = |flags: OFlags| flags.bits().cast_signed();
         let mut options = OpenOptions::new();
         options.mode(0o600);
@@ -477,7 +477,13 @@ impl Disk for SystemDisk {
             Mode::CreateDirect => options.write(true).create(true).truncate(true).custom_flags(flags(OFlags::DIRECT)),
             Mode::CreateNew => options.write(true).create_new(true),
         };
-        Ok(Arc::new(SystemFile(options.open(path)?)))
+        options.open(path)
+    }
+}
+
+impl Disk for SystemDisk {
+    fn open(&self, path: &Path, mode: Mode) -> io::Result<FileRef> {
+        Ok(Arc::new(SystemFile(Self::open_file(path, mode)?)))
     }
 
     fn make_directory(&self, path: &Path) -> io::Result<()> {
@@ -618,6 +624,34 @@ impl DiskFile for SystemFile {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_file_is_opened_as_its_mode_says() {
+        use rustix::fs::{OFlags, fcntl_getfl};
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("file");
+        let disk = SystemDisk;
+        let flags = |mode: Mode| {
+            let file = SystemDisk::open_file(&path, mode).ok()?;
+            Some(fcntl_getfl(&file).unwrap() & (OFlags::DIRECT | OFlags::DSYNC))
+        };
+        assert_eq!(flags(Mode::CreateNew), Some(OFlags::empty()));
+        assert_eq!(flags(Mode::CreateNew), None, "it is there");
+        for (mode, expected) in [
+            (Mode::Read, OFlags::empty()),
+            (Mode::Write, OFlags::empty()),
+            (Mode::Create, OFlags::empty()),
+            (Mode::CreateDirect, OFlags::DIRECT),
+            (Mode::WriteDurable, OFlags::DIRECT | OFlags::DSYNC),
+        ] {
+            match flags(mode) {
+                Some(found) => assert_eq!(found, expected, "{mode:?}"),
+                // A file system may not take direct writes.
+                None => assert!(expected.contains(OFlags::DIRECT), "{mode:?}"),
+            }
+        }
+        assert_eq!(disk.status(&path).unwrap().bytes, 0);
+    }
 
     #[test]
     fn what_is_in_memory_is_read_without_waiting_and_what_is_not_may_not_be() {

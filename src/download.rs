@@ -255,7 +255,7 @@ fn end(connection: &mut Connection, service: &mut Service, host: &mut impl Host)
         // Only the missing end of the reply can still say that it is not what was stored.
         tracing::error!(
             file = download.file.0,
-            "a stored file is not what was stored; stop the server and use `kurir check DIR`"
+            "a stored file is not what was stored; stop the server and use `kurir check DIR --repair`"
         );
         return Err(CloseReason::FileUnreadable);
     }

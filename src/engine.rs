@@ -697,7 +697,7 @@ impl Engine {
         let Some(connection) = find(&mut self.connections, id) else { return };
         let Phase::Download(download) = &connection.phase else { return };
         let file = download.file.0;
-        error!(%failure, file, "a stored file cannot be read; stop the server and use `kurir check DIR`");
+        error!(%failure, file, "a stored file cannot be read; stop the server and use `kurir check DIR --repair`");
         if !download.is_begun {
             return self.transfer_refused(transfer, Refusal::NoSuchFile, host);
         }

@@ -157,8 +157,7 @@ impl FileStore {
     fn strays(&self, is_known: impl Fn(FileId) -> bool) -> io::Result<Vec<(Directory, String)>> {
         let mut strays = Vec::new();
         for (directory, name) in self.stored()? {
-            let id = u64::from_str_radix(&name, 16).ok();
-            if id.is_some_and(|id| !is_known(FileId(id))) {
+            if id_of(&name).is_some_and(|id| !is_known(id)) {
                 strays.push((directory, name));
             }
         }
@@ -212,8 +211,7 @@ impl FileStore {
     /// # Errors
     /// What the disk said.
     pub fn highest(&self) -> io::Result<Option<FileId>> {
-        let ids = self.stored()?.into_iter().filter_map(|(_, name)| u64::from_str_radix(&name, 16).ok());
-        Ok(ids.max().map(FileId))
+        Ok(self.stored()?.into_iter().filter_map(|(_, name)| id_of(&name)).max())
     }
 
     /// True when there is any stored file.
@@ -344,6 +342,12 @@ impl FileStore {
 
 fn name(file: FileId) -> String {
     format!("{:016x}", file.0)
+}
+
+/// Which file has this name; none for what is called otherwise.
+fn id_of(written: &str) -> Option<FileId> {
+    let id = FileId(u64::from_str_radix(written, 16).ok()?);
+    (name(id) == written && id.0 < u64::MAX / 2).then_some(id)
 }
 
 fn directory_name(file: FileId) -> String {

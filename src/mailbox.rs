@@ -121,7 +121,7 @@ impl Mailbox {
         self.last_id
     }
 
-    /// What the journal says from here on is not in it yet.
+    /// Where the journal says what last came or went, or, of one that was read from a checkpoint, up to where that holds it.
     #[must_use]
     pub fn changed(&self) -> Lsn {
         self.changed

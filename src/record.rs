@@ -166,7 +166,8 @@ pub fn mark_of(body: &[u8], lsn: Lsn) -> Option<Lsn> {
 fn mark(body: &[u8]) -> Option<(Lsn, Lsn)> {
     let mut fields = Fields(body);
     let mark = (fields.take::<u8>()?, fields.take()?, fields.take()?);
-    (mark.0 == KIND_MARK && fields.0.is_empty()).then_some((mark.1, mark.2))
+    // Nothing behind it can have been on the disk before it.
+    (mark.0 == KIND_MARK && fields.0.is_empty() && mark.2 <= mark.1).then_some((mark.1, mark.2))
 }
 
 /// Where the first mark in `bytes`, which stand at `start` in their stream, says that the stream was on the disk past `lsn`.

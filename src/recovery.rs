@@ -13,6 +13,7 @@ use crate::change::Lsn;
 use crate::checkpoint::{self, Checkpoint};
 use crate::data::{DataDirectory, DataError};
 use crate::disk::{Directory, Mode, read_exact_at, write_all_at};
+use crate::files::FileStore;
 use crate::segment::{self, Access, Layout, SegmentStore, Stream, VERSION};
 use crate::snapshot::Item;
 use crate::state::State;
@@ -69,7 +70,14 @@ pub fn recover(root: &DataDirectory, start: Start) -> Result<Recovered, DataErro
     for directory in [&journal, &checkpoints] {
         remove_unfinished(directory).map_err(|error| DataError::Io(directory.path().to_owned(), error))?;
     }
-    let Some(mut survey) = Survey::of(&journal, &checkpoints)? else { return begin(&journal, start) };
+    let Some(mut survey) = Survey::of(&journal, &checkpoints)? else {
+        let files = FileStore::new(root.files());
+        return match files.has_any() {
+            Ok(false) => begin(&journal, start),
+            Ok(true) => Err(DataError::JournalLost(journal.path().to_owned())),
+            Err(error) => Err(DataError::Io(root.files().path().to_owned(), error)),
+        };
+    };
     if !survey.damage.is_empty() {
         return Err(survey.damage.swap_remove(0).into_error());
     }
@@ -101,7 +109,8 @@ fn make_ready(
     }
     if segments.contains(&last) {
         segment::own(journal, last).map_err(failed)?;
-        wipe(journal, layout, end).map_err(failed)?;
+        // Where the end is not known to have been synced, zeros behind it may be in the page cache alone.
+        wipe(journal, layout, end, synced < end).map_err(failed)?;
     } else {
         prepare(journal, layout, access, last)?;
         segments.insert(last);
@@ -195,17 +204,17 @@ pub fn begin_anew(checkpoints: &Directory, survey: &mut Survey) -> Result<(), Da
     Ok(())
 }
 
-/// Makes the rest of the segment behind `end` zero, if it is not.
-fn wipe(journal: &Directory, layout: Layout, end: Lsn) -> io::Result<()> {
+/// Makes the rest of the segment behind `end` zero, if it is not, or if that is in doubt.
+fn wipe(journal: &Directory, layout: Layout, end: Lsn, is_in_doubt: bool) -> io::Result<()> {
     let segment_end = layout.start(layout.segment(end) + 1);
     let mut stream = Stream::new(journal, layout, end, segment_end);
     let mut window = vec![0; SCAN_BYTES];
-    let (mut at, mut is_clean) = (end, true);
-    loop {
+    let (mut at, mut is_clean) = (end, !is_in_doubt);
+    while is_clean {
         let count = stream.read(&mut window)?;
         is_clean &= window[..count].iter().all(|byte| *byte == 0);
         at.0 += count as u64;
-        if count == 0 || !is_clean {
+        if count == 0 {
             break;
         }
     }
@@ -404,6 +413,30 @@ mod tests {
     }
 
     #[test]
+    fn a_segment_that_something_else_links_to_is_not_written_to() {
+        let sample = Sample::new(3, 20, true);
+        let journal = sample.directory.journal();
+        let last = Layout::name(sample.layout.segment(sample.places[5].end()));
+        journal.link_into(&last, &journal, "linked").unwrap();
+        let before = journal.read("linked").unwrap();
+        let (_, recovered) = sample.users().unwrap();
+        assert_eq!(journal.status("linked").unwrap().links, 1);
+        let mut again = Journal::open(&journal, sample.layout, Access::Buffered, recovered.end).unwrap();
+        again
+            .write(
+                &mut [crate::log::Batch::new(
+                    1,
+                    recovered.end,
+                    7,
+                    vec![1, 0, 0, 0, 0, 0, 0, 0, 9, 0, 0, 0, 0, 0, 0, 0],
+                )],
+                Sync::Always,
+            )
+            .unwrap();
+        assert_eq!(journal.read("linked").unwrap(), before);
+    }
+
+    #[test]
     fn a_lost_segment_is_found() {
         let sample = Sample::new(8, 1500, true);
         let path = |segment| sample.directory.journal().join(&Layout::name(segment));
@@ -411,7 +444,8 @@ mod tests {
         assert!(matches!(sample.users(), Err(DataError::Missing(found)) if found == path(2)));
         fs::rename(sample.root.path().join("away"), path(2)).unwrap();
         fs::rename(path(1), sample.root.path().join("away")).unwrap();
-        assert!(matches!(sample.users(), Err(DataError::Missing(found)) if found == path(1)));
+        // It may have been removed when a checkpoint covered it.
+        assert!(matches!(sample.users(), Err(DataError::NoCheckpoint(_))));
     }
 
     #[test]

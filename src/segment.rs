@@ -21,6 +21,8 @@ pub const VERSION: u32 = 4;
 /// The oldest that is read.
 pub const VERSION_MIN: u32 = 3;
 const HEADER_BYTES: usize = 8 + 4 + 4 + 8 + 8 + 4;
+/// Segments have numbers below this: no journal comes that far.
+const NUMBER_END: u64 = 1 << 32;
 /// Zeros are written in pieces of this size: a write of the journal waits for one of them.
 const FILL_BYTES: usize = 128 * 1024;
 
@@ -341,13 +343,18 @@ pub fn clear_from(directory: &Directory, layout: Layout, lsn: Lsn) -> io::Result
     file.sync_all()
 }
 
+/// The number of a segment by its name; none for what is called otherwise.
+fn number(name: &str) -> Option<u64> {
+    let number = name.strip_suffix(".log")?.parse().ok()?;
+    (Layout::name(number) == name && number < NUMBER_END).then_some(number)
+}
+
 /// The numbers of the segments in `directory`, by their names.
 ///
 /// # Errors
 /// What the disk said.
 pub fn list(directory: &Directory) -> io::Result<BTreeSet<u64>> {
-    let names = directory.list()?;
-    Ok(names.iter().filter_map(|entry| entry.name.strip_suffix(".log")?.parse::<u64>().ok()).collect())
+    Ok(directory.list()?.iter().filter_map(|entry| number(&entry.name)).collect())
 }
 
 /// Reads the header of a segment, of whichever version; none if it is not one.

@@ -1,7 +1,8 @@
 //! What a checkpoint holds: the whole state but for the texts of messages, in items that build it up again.
 //!
-//! An item names others by their numbers, and may stand before them: what belongs together is put together when all are
-//! there. Kinds 1, 3, 4, 5, 6, 8, 9, 10 and 11 are of format 3: they are read, and not written any more.
+//! Groups and files may stand before the users that they name: what belongs together is put together when all are there.
+//! Logins and parts of mailboxes stand behind their users. Kinds 1 to 6 and 8 to 11 are of format 3: they are read, and not
+//! written any more.
 
 use std::borrow::Cow;
 
@@ -108,7 +109,7 @@ impl<'a> Item<'a> {
         match self {
             Self::Counters(counters) => put(out, 12, &[counters]),
             Self::User { user, name, password_hash, last_id, through } => {
-                put(out, 2, &[user, name, password_hash, last_id, through]);
+                put(out, 17, &[user, name, password_hash, last_id, through]);
             }
             Self::Session { session, user, used, elapsed_ms } => put(out, 13, &[session, user, used, elapsed_ms]),
             Self::Group { group, name, owner, secret_hash, members } => {
@@ -130,7 +131,7 @@ impl<'a> Item<'a> {
         let mut fields = Fields(encoded);
         let kind = fields.take::<u8>()?;
         let item = match kind {
-            2 => Self::User {
+            17 => Self::User {
                 user: fields.take()?,
                 name: fields.take()?,
                 password_hash: fields.take()?,
@@ -187,6 +188,14 @@ impl<'a> Item<'a> {
                 files: fields.take()?,
                 ..Counters::default()
             }),
+            2 => Self::User {
+                user: fields.take()?,
+                name: fields.take()?,
+                password_hash: fields.take()?,
+                last_id: fields.take()?,
+                // It said where something last came or went.
+                through: fields.take::<Lsn>()?.next(),
+            },
             3 => {
                 let (session, user, used) = (fields.take()?, fields.take()?, fields.take()?);
                 Self::Session { session, user, used, elapsed_ms: 0 }
@@ -381,7 +390,7 @@ mod tests {
             if let Some(item) = Item::decode(&bytes) {
                 let mut encoded = Vec::new();
                 item.encode(&mut encoded);
-                prop_assert!(encoded == bytes || matches!(bytes[0], 1 | 3 | 4 | 5 | 8..=11));
+                prop_assert!(encoded == bytes || matches!(bytes[0], 1..=5 | 8..=11));
             }
         }
     }

@@ -3,6 +3,8 @@
 use std::io;
 use std::path::PathBuf;
 
+use tracing::warn;
+
 use crate::change::Lsn;
 use crate::checkpoint;
 use crate::disk::Directory;
@@ -71,9 +73,7 @@ impl Space {
             self.checkpoints.remove(&name).map_err(|error| (self.checkpoints.join(&name), error))?;
         }
         if job.is_copy_outdated && self.has_copy {
-            let mut left = COPY_NAMES_AT_ONCE;
-            let removed = self.copy.remove_some(&mut left);
-            self.has_copy = !removed.map_err(|error| (self.copy.path().to_owned(), error))?;
+            self.remove_copy();
         }
         let directory = self.segments.directory().path().to_owned();
         let failed = |error| (directory.clone(), error);
@@ -81,6 +81,18 @@ impl Space {
         let made = if job.is_more_wanted { self.segments.prepare(job.kept_free).map_err(failed)? } else { None };
         let is_full = job.is_more_wanted && made.is_none();
         Ok((SpaceDone { is_full, ..self.done() }, made))
+    }
+
+    /// Some of the copy of an older format goes. One that cannot be removed is left to whoever made it so.
+    fn remove_copy(&mut self) {
+        let mut left = COPY_NAMES_AT_ONCE;
+        match self.copy.remove_some(&mut left) {
+            Ok(is_gone) => self.has_copy = !is_gone,
+            Err(error) => {
+                warn!(%error, "{} is not needed any more and could not be removed", self.copy.path().display());
+                self.has_copy = false;
+            }
+        }
     }
 
     /// What there is now.

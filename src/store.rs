@@ -60,7 +60,6 @@ pub struct Disk {
 #[allow(missing_docs)]
 pub enum StoreError {
     Data(DataError),
-    JournalLost(String),
     Io(PathBuf, io::Error),
 }
 
@@ -68,9 +67,6 @@ impl fmt::Display for StoreError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Data(error) => error.fmt(f),
-            Self::JournalLost(path) => {
-                write!(f, "there are stored files, and the journal {path} that should list them is empty")
-            }
             Self::Io(path, error) => write!(f, "{}: {error}", path.display()),
         }
     }
@@ -112,7 +108,7 @@ impl Store {
         let start = Start { access, segment_bytes, salt, now };
         let recovered = recovery::recover(&directory, start).map_err(StoreError::Data)?;
         if recovered.state.next_user().0 == 0 && files.has_any().map_err(failed(&directory.files()))? {
-            return Err(StoreError::JournalLost(journal.path().display().to_string()));
+            return Err(StoreError::Data(DataError::JournalLost(journal.path().to_owned())));
         }
         let is_listed = |file| recovered.state.file(file).is_some();
         let strays = files.remove_strays(is_listed).map_err(failed(&directory.files()))?;
@@ -160,7 +156,10 @@ fn tell(directory: &DataDirectory, recovered: &Recovered, access: Access, strays
     }
     if recovered.is_taken_over {
         let copy = takeover::copy_of(directory);
-        info!("it was of format 3, and is of format {VERSION} now; {} has it as it was", copy.path().display());
+        info!(
+            "data directory {root} was of format 3, and is of format {VERSION} now; {} has it as it was",
+            copy.path().display()
+        );
     }
     if recovered.is_torn {
         let journal = directory.journal();

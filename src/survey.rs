@@ -20,6 +20,7 @@ use crate::data::DataError;
 use crate::disk::Directory;
 use crate::record::{self, BODY_BYTES_MAX, HEADER_BYTES, RECORD_BYTES_MIN, Records};
 use crate::segment::{self, Layout, Stream, VERSION, VERSION_MIN};
+use crate::snapshot::Item;
 use crate::state::{Skipped, State};
 
 /// A start that takes longer says how far it is, this often.
@@ -29,6 +30,8 @@ const RECORDS_PER_LOOK: u64 = 16 * 1024;
 const SCAN_BYTES: usize = 1024 * 1024;
 /// Searched at once for a record that is whole; as much again must be behind it, so that any record is.
 const SEARCH_BYTES: usize = BODY_BYTES_MAX + HEADER_BYTES;
+/// And at first so much.
+const SEARCH_BYTES_MIN: usize = 64 * 1024;
 
 /// What a data directory holds, and what is wrong with it.
 #[derive(Debug)]
@@ -55,9 +58,33 @@ pub struct Survey {
     pub changes: u64,
     /// A write at the end had not been finished.
     pub is_torn: bool,
+    /// A damaged checkpoint was not needed: the journal goes back to its beginning, and is whole.
+    pub is_whole_journal: bool,
     /// Everything that had been synced and cannot be read, the worst first. Numbers that may have been given with it are left
     /// out of what comes next in the state.
     pub damage: Vec<Damage>,
+    /// What could be read and is lost all the same, since it belonged to something that is damaged.
+    pub orphans: Orphans,
+}
+
+/// Things that belonged to what is lost, as a person may want to know them.
+#[derive(Debug, Default)]
+pub struct Orphans {
+    /// The first of them.
+    pub named: Vec<String>,
+    /// How many more there are.
+    pub more: u64,
+}
+
+impl Orphans {
+    fn add(&mut self, what: impl FnOnce() -> String) {
+        const NAMED_MAX: usize = 10_000;
+        if self.named.len() < NAMED_MAX {
+            self.named.push(what());
+        } else {
+            self.more += 1;
+        }
+    }
 }
 
 /// What is wrong with a segment as a file.
@@ -69,6 +96,8 @@ pub enum Broken {
     Size(u64),
     /// It is not there.
     Missing,
+    /// There is no checkpoint, and the journal does not go back to its beginning.
+    NoCheckpoint,
 }
 
 impl fmt::Display for Broken {
@@ -77,6 +106,7 @@ impl fmt::Display for Broken {
             Self::Header => "the header of a segment",
             Self::Size(_) => "a segment that has not its size",
             Self::Missing => "a segment that is missing",
+            Self::NoCheckpoint => "the checkpoint, which is missing: put it back, or a backup, before anything else",
         })
     }
 }
@@ -102,6 +132,7 @@ impl Damage {
     pub fn into_error(self) -> DataError {
         match self.broken {
             Some(Broken::Missing) => DataError::Missing(self.path),
+            Some(Broken::NoCheckpoint) => DataError::NoCheckpoint(self.path),
             Some(Broken::Header) => DataError::Foreign(self.path),
             Some(Broken::Size(bytes)) => DataError::Damaged(self.path, bytes),
             None => DataError::Damaged(self.path, self.byte),
@@ -111,8 +142,11 @@ impl Damage {
 
 impl fmt::Display for Damage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { path, byte, bytes, what, .. } = self;
-        write!(f, "{} byte {byte}, {bytes} bytes: {what}", path.display())
+        let Self { path, byte, bytes, what, broken } = self;
+        match broken {
+            Some(_) => write!(f, "{}: {what}", path.display()),
+            None => write!(f, "{} byte {byte}, {bytes} bytes: {what}", path.display()),
+        }
     }
 }
 
@@ -153,20 +187,25 @@ impl Survey {
     ) -> Result<Self, DataError> {
         let Headers { layout, version, mut broken } = headers;
         let mut state = State::new(layout.segment_bytes);
+        let mut orphans = Orphans::default();
         let reading = match of_checkpoints.last() {
-            Some(newest) => Some(read_checkpoint(checkpoints, *newest, layout, &mut state)?),
+            Some(newest) => Some(read_checkpoint(checkpoints, *newest, layout, &mut state, &mut orphans)?),
             None => None,
         };
         if let Some(reading) = reading.as_ref().filter(|reading| reading.layout != layout) {
             return Err(DataError::Foreign(checkpoints.join(&checkpoint::name(reading.checkpoint.number))));
         }
         let source = Source { journal, layout, segments: &segments };
-        let plan = Plan::new(&source, reading.as_ref(), &state);
+        let plan = Plan::new(&source, reading.as_ref());
         broken.extend(source.missing(&plan).into_iter().map(|number| (number, Broken::Missing)));
         let is_damaged = reading.as_ref().is_some_and(|reading| !reading.damage.is_empty());
         let whole = if is_damaged { source.read_whole(&plan, &broken)? } else { None };
+        let is_whole_journal = whole.is_some();
         let (state, read) = match whole {
-            Some(whole) => whole,
+            Some(whole) => {
+                orphans = Orphans::default();
+                whole
+            }
             None => {
                 let mut skipped = Skipped::default();
                 if reading.as_ref().is_some_and(|reading| reading.are_counters_lost) {
@@ -178,13 +217,20 @@ impl Survey {
                 // What a segment has lost with its end no mark may tell of any more.
                 let mut in_reach = broken.range(layout.segment(plan.from)..);
                 let is_cut_short = in_reach.any(|(_, broken)| *broken != Broken::Header);
-                let read = source.read_onto(&mut state, &plan, skipped, is_cut_short)?;
+                let mut read = source.read_onto(&mut state, &plan, skipped, (is_damaged, is_cut_short))?;
+                read.orphans.named.splice(..0, orphans.named);
+                read.orphans.more += orphans.more;
+                orphans = std::mem::take(&mut read.orphans);
                 (state, read)
             }
         };
+        // What waits in older segments, or is kept in them.
+        let needed = state.usage().needed_segments().filter(|segment| !segments.contains(segment));
+        broken.extend(needed.map(|segment| (segment, Broken::Missing)));
         let is_torn = begins_record(journal, layout, read.end)
             .map_err(|error| DataError::Io(journal.path().to_owned(), error))?;
-        let version = reading.as_ref().map_or(version, |reading| reading.version);
+        // Without a checkpoint that tells, the newest segment does: what is older is left as it was by a take-over.
+        let version = reading.as_ref().and_then(|reading| reading.version).unwrap_or(version);
         let mut survey = Self {
             layout,
             version,
@@ -197,7 +243,9 @@ impl Survey {
             broken,
             changes: read.changes,
             is_torn,
+            is_whole_journal,
             damage: Vec::new(),
+            orphans,
         };
         survey.describe(journal, checkpoints, reading.as_ref(), &read.damage)?;
         Ok(survey)
@@ -211,6 +259,10 @@ impl Survey {
         reading: Option<&Reading>,
         in_journal: &[Range<Lsn>],
     ) -> Result<(), DataError> {
+        if self.is_checkpoint_missing() {
+            let (path, broken) = (checkpoints.path().to_owned(), Broken::NoCheckpoint);
+            self.damage.push(Damage { path, byte: 0, bytes: 0, what: broken.to_string(), broken: Some(broken) });
+        }
         for (segment, broken) in &self.broken {
             let (path, broken) = (journal.join(&Layout::name(*segment)), *broken);
             self.damage.push(Damage { path, byte: 0, bytes: 0, what: broken.to_string(), broken: Some(broken) });
@@ -263,6 +315,7 @@ impl Headers {
             }
             let known =
                 headers.get_or_insert(Self { layout: found.layout, version: found.version, broken: BTreeMap::new() });
+            known.version = known.version.max(found.version);
             if known.layout != found.layout {
                 return Err(DataError::Foreign(path()));
             }
@@ -280,26 +333,24 @@ struct Plan {
     from: Lsn,
     /// It had been synced up to here at least.
     known_end: Lsn,
-    /// Messages before this are in the checkpoint, where its position is lost.
-    seen: Lsn,
 }
 
 impl Plan {
-    fn new(source: &Source<'_>, reading: Option<&Reading>, state: &State) -> Self {
+    fn new(source: &Source<'_>, reading: Option<&Reading>) -> Self {
         let &Source { layout, segments, .. } = source;
         let Some(reading) = reading else {
-            return Self { from: layout.first(), known_end: Lsn(0), seen: Lsn(0) };
+            return Self { from: layout.first(), known_end: Lsn(0) };
         };
         let span = reading.checkpoint.span;
         if span.lsn > Lsn(0) {
-            return Self { from: span.lsn, known_end: span.until.unwrap_or(span.lsn), seen: Lsn(0) };
+            return Self { from: span.lsn, known_end: span.until.unwrap_or(span.lsn) };
         }
-        // Of those that stand in a row with the last, all: most changes may be made once more, but no message.
+        // Its position is lost. Of the segments that stand in a row with the last, all are read: mailboxes know which messages
+        // they have had, and other changes may be made once more.
         let last = segments.last().copied().unwrap_or(0);
         let run = segments.iter().rev().zip(0..).take_while(|(number, back)| *number + back == last);
         let first = run.last().map_or(1, |(number, _)| *number);
-        let seen = state.mailboxes().map(|(_, mailbox)| mailbox.changed()).max().unwrap_or_default();
-        Self { from: layout.start(first), known_end: Lsn(0), seen: seen.next() }
+        Self { from: layout.start(first), known_end: Lsn(0) }
     }
 }
 
@@ -340,8 +391,8 @@ impl Source<'_> {
             return Ok(None);
         }
         let mut state = State::new(self.layout.segment_bytes);
-        let plan = Plan { from: self.layout.first(), known_end: plan.known_end.max(plan.from), seen: Lsn(0) };
-        let read = self.read_onto(&mut state, &plan, Skipped::default(), false)?;
+        let plan = Plan { from: self.layout.first(), known_end: plan.known_end.max(plan.from) };
+        let read = self.read_onto(&mut state, &plan, Skipped::default(), (false, false))?;
         Ok(read.damage.is_empty().then_some((state, read)))
     }
 
@@ -351,31 +402,55 @@ impl Source<'_> {
         state: &mut State,
         plan: &Plan,
         mut skipped: Skipped,
-        is_cut_short: bool,
+        (mut is_damaged, is_cut_short): (bool, bool),
     ) -> Result<JournalReading, DataError> {
         let &Self { journal, layout, segments } = self;
         let mut progress = Progress::new(plan.from, Lsn(plan.from.0 + self.bytes_behind(plan.from)));
-        let read = read_journal(journal, layout, segments, plan, &mut |read| match read {
+        let mut orphans = Orphans::default();
+        let mut read = read_journal(journal, layout, segments, plan, &mut |read| match read {
             Read::Change(change, place) => {
-                if place.lsn >= plan.seen || !matches!(change, Change::MessageSent { .. }) {
-                    state.apply(change, place);
+                if is_damaged && is_orphan(state, change) {
+                    orphans.add(|| say(change, false));
                 }
+                state.apply(change, place);
                 progress.look(place.lsn);
             }
             Read::Damage(damage) => {
                 let bytes = damage.end.0 - damage.start.0;
-                state.skip_ids(self.bytes_behind(damage.start).max(bytes));
+                if !is_damaged {
+                    // Once is enough for all that stands behind it.
+                    state.skip_ids(self.bytes_behind(damage.start).max(bytes));
+                }
+                is_damaged = true;
                 skipped = skipped.and(Skipped::within(bytes));
             }
         })?;
         if is_cut_short {
-            state.skip_ids(layout.segment_bytes);
+            if !is_damaged {
+                state.skip_ids(layout.segment_bytes);
+            }
             skipped = skipped.and(Skipped::within(layout.segment_bytes));
         }
         state.skip_numbers(skipped);
         state.skip_no_more_ids();
         state.take_freed_files();
+        read.orphans = orphans;
         Ok(read)
+    }
+}
+
+/// True for a change that comes to nothing, since what it belongs to is lost.
+fn is_orphan(state: &State, change: &Change<'_>) -> bool {
+    let is_there = |target: Target| state.target_name(target).is_some();
+    match *change {
+        Change::MessageSent { to, .. } => !is_there(to),
+        Change::FileStored { from, to, .. } | Change::FileSent { from, to, .. } => {
+            !is_there(to) || !is_there(Target::User(from))
+        }
+        Change::MemberJoined { group, user } => !is_there(Target::Group(group)) || !is_there(Target::User(user)),
+        Change::GroupCreated { owner, .. } => !is_there(Target::User(owner)),
+        Change::PasswordChanged { user, .. } => !is_there(Target::User(user)),
+        _ => false,
     }
 }
 
@@ -384,9 +459,15 @@ fn read_checkpoint(
     number: u64,
     layout: Layout,
     state: &mut State,
+    orphans: &mut Orphans,
 ) -> Result<Reading, DataError> {
     let (started, mut last) = (Instant::now(), Instant::now());
     let reading = checkpoint::read(checkpoints, number, Some(layout), &mut |item| {
+        if let Item::Entries { user, entries } = item
+            && state.mailbox(*user).is_none()
+        {
+            orphans.add(|| format!("{} messages that waited for an account that is lost", entries.len()));
+        }
         state.restore(item);
         if last.elapsed() >= PROGRESS_EVERY {
             last = Instant::now();
@@ -394,7 +475,9 @@ fn read_checkpoint(
             info!(seconds, records = state.usage().records(), "reading the checkpoint");
         }
     });
-    state.finish_restore();
+    for (name, from) in state.finish_restore() {
+        orphans.add(|| format!("the file {name} from {from}, since nobody is left who lists it"));
+    }
     reading
 }
 
@@ -409,6 +492,7 @@ pub struct JournalReading {
     pub synced: Lsn,
     /// What had been synced and cannot be read.
     pub damage: Vec<Range<Lsn>>,
+    orphans: Orphans,
 }
 
 /// Shows what can be read of a journal, damaged or not.
@@ -420,7 +504,13 @@ fn read_journal(
     show: &mut dyn FnMut(Read<'_>),
 ) -> Result<JournalReading, DataError> {
     let failed = |error| DataError::Io(journal.path().to_owned(), error);
-    let mut reading = JournalReading { changes: 0, end: plan.from, synced: plan.known_end, damage: Vec::new() };
+    let mut reading = JournalReading {
+        changes: 0,
+        end: plan.from,
+        synced: plan.known_end,
+        damage: Vec::new(),
+        orphans: Orphans::default(),
+    };
     let mut at = plan.from;
     loop {
         let replayed = replay(journal, layout, at, &mut |change, place| show(Read::Change(change, place)))?;
@@ -458,7 +548,7 @@ pub fn survey_journal(
     known: Range<Lsn>,
     mut show: impl FnMut(&Change<'_>, Place),
 ) -> Result<JournalReading, DataError> {
-    let plan = Plan { from: known.start, known_end: known.end, seen: Lsn(0) };
+    let plan = Plan { from: known.start, known_end: known.end };
     read_journal(journal, layout, segments, &plan, &mut |read| {
         if let Read::Change(change, place) = read {
             show(change, place);
@@ -530,20 +620,28 @@ fn synced_past(journal: &Directory, layout: Layout, segments: &BTreeSet<u64>, ls
     Ok(None)
 }
 
-/// The first whole record behind the bad one at `bad`.
+/// The first whole record behind the bad one at `bad`. It is looked for near by first: most damage is small.
 fn next_record(journal: &Directory, layout: Layout, segments: &BTreeSet<u64>, bad: Lsn) -> io::Result<Option<Lsn>> {
     let end = layout.start(segments.last().map_or(0, |last| last + 1));
-    let mut at = Lsn(bad.0 + RECORD_BYTES_MIN as u64);
+    let (mut at, mut searched_max) = (Lsn(bad.0 + RECORD_BYTES_MIN as u64), SEARCH_BYTES_MIN);
     let mut window = Vec::new();
     while at < end {
         window.clear();
-        Stream::new(journal, layout, at, Lsn(at.0 + 2 * SEARCH_BYTES as u64)).read_to_end(&mut window)?;
-        let searched = window.len().min(SEARCH_BYTES);
-        if let Some(start) = record::find_next(&window, layout.salt, at, searched) {
+        Stream::new(journal, layout, at, Lsn(at.0 + 2 * searched_max as u64)).read_to_end(&mut window)?;
+        let searched = window.len().min(searched_max);
+        let found = record::find_next(&window, layout.salt, at, searched);
+        let is_last = searched_max == SEARCH_BYTES || window.len() < 2 * searched_max;
+        if let Some(start) = found {
             return Ok(Some(Lsn(at.0 + start as u64)));
+        }
+        if !is_last {
+            // One that is longer than what stands behind it in the window was not seen.
+            searched_max = (4 * searched_max).min(SEARCH_BYTES);
+            continue;
         }
         // A file that is short or missing is gone over.
         at = if searched > 0 { Lsn(at.0 + searched as u64) } else { layout.start(layout.segment(at) + 1) };
+        searched_max = SEARCH_BYTES;
     }
     Ok(None)
 }
@@ -568,7 +666,7 @@ fn describe(journal: &Directory, layout: Layout, damage: &Range<Lsn>) -> io::Res
         let one = one.filter(|bytes| *bytes as u64 == left || *bytes as u64 + RECORD_BYTES_MIN as u64 <= left);
         let (bytes, what) = match one.and_then(|bytes| Some((bytes, record::claimed_body(rest)?))) {
             Some((bytes, body)) => {
-                (bytes as u64, Change::decode(body).map_or("a record".to_owned(), |change| say(&change)))
+                (bytes as u64, Change::decode(body).map_or("a record".to_owned(), |change| say(&change, true)))
             }
             None => (left, "records that cannot be told apart".to_owned()),
         };
@@ -580,31 +678,32 @@ fn describe(journal: &Directory, layout: Layout, damage: &Range<Lsn>) -> io::Res
     Ok(described)
 }
 
-/// What a damaged record seems to be. No text of a message is shown, and no hash.
-fn say(change: &Change<'_>) -> String {
-    match change {
-        Change::UserAdded { name, .. } => format!("perhaps the account {name}"),
-        Change::PasswordChanged { .. } => "perhaps a new password".to_owned(),
-        Change::UserRemoved { .. } => "perhaps the end of an account".to_owned(),
+/// What a record says, or seems to say. No text of a message is shown, and no hash.
+fn say(change: &Change<'_>, is_damaged: bool) -> String {
+    let what = match change {
+        Change::UserAdded { name, .. } => format!("the account {name}"),
+        Change::PasswordChanged { .. } => "a new password".to_owned(),
+        Change::UserRemoved { .. } => "the end of an account".to_owned(),
         Change::SessionOpened { .. } | Change::SessionUsed { .. } | Change::SessionClosed { .. } => {
-            "perhaps a login".to_owned()
+            "a login".to_owned()
         }
-        Change::GroupCreated { name, .. } => format!("perhaps the group {name}"),
-        Change::MemberJoined { .. } | Change::MemberLeft { .. } => "perhaps a member of a group".to_owned(),
+        Change::GroupCreated { name, .. } => format!("the group {name}"),
+        Change::MemberJoined { .. } | Change::MemberLeft { .. } => "a member of a group".to_owned(),
         Change::MessageSent { from_name, to_name, to, .. } => {
             let group = if matches!(to, Target::Group(_)) { "group " } else { "" };
-            format!("perhaps a message from {from_name} to {group}{to_name}")
+            format!("a message from {from_name} to {group}{to_name}")
         }
         Change::MessageMoved { from_name, to_name, .. } => {
-            format!("perhaps a message from {from_name} to {to_name}, written again")
+            format!("a message from {from_name} to {to_name}, written again")
         }
-        Change::Delivered { .. } => "perhaps that messages were delivered".to_owned(),
-        Change::FileStored { name, .. } | Change::FileSent { name, .. } => format!("perhaps the file {name}"),
-        Change::FileMoved { .. } => "perhaps a file, written again".to_owned(),
-        Change::FileLost { .. } => "perhaps the end of a file that was lost".to_owned(),
-        Change::FileDropped { name, .. } => format!("perhaps the end of the file {name}"),
-        Change::TimePassed { .. } => "perhaps how long servers have run".to_owned(),
-    }
+        Change::Delivered { .. } => "that messages were delivered".to_owned(),
+        Change::FileStored { name, .. } | Change::FileSent { name, .. } => format!("the file {name}"),
+        Change::FileMoved { .. } => "a file, written again".to_owned(),
+        Change::FileLost { .. } => "the end of a file that was lost".to_owned(),
+        Change::FileDropped { name, .. } => format!("the end of the file {name}"),
+        Change::TimePassed { .. } => "how long servers have run".to_owned(),
+    };
+    if is_damaged { format!("perhaps {what}") } else { what }
 }
 
 /// Tells how far a long start is.

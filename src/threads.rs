@@ -136,14 +136,14 @@ impl Threads {
         let journal_directory = journal.directory().path().to_owned();
         let [for_journal, for_sync, for_files, for_passwords, for_texts, for_space, for_compaction] =
             std::array::from_fn(|_| reporter.clone());
-        let segments = queues.journal.clone();
         let queues = Some(queues);
         // From here on those that were started are ended again if one cannot be.
         let mut threads =
             Self { queues, messages, opened: HashMap::new(), is_finishing, handles: Vec::new(), directory };
+        let handles = &mut threads.handles;
         let mut spawn = |name: &'static str, work: Box<dyn FnOnce() + Send>| -> io::Result<()> {
             let watch = Watch { name, reporter: reporter.clone() };
-            threads.handles.push(thread::Builder::new().name(name.to_owned()).spawn(move || {
+            handles.push(thread::Builder::new().name(name.to_owned()).spawn(move || {
                 let _watch = watch;
                 work();
             })?);
@@ -154,8 +154,11 @@ impl Threads {
         spawn("files", Box::new(move || run_files(files, &files_to_do, &for_files)))?;
         spawn("password", Box::new(move || run_passwords(hasher, &passwords_to_do, &for_passwords)))?;
         spawn("texts", Box::new(move || run_texts(texts, &texts_to_read, &for_texts)))?;
-        spawn("space", Box::new(move || run_space(space, &space_to_make, &segments, &for_space)))?;
         spawn("compaction", Box::new(move || run_compaction(compactor, &to_compact, &for_compaction)))?;
+        // Made last: while it is there the journal thread goes on, and nothing may fail any more but this.
+        if let Some(segments) = threads.queues.as_ref().map(|queues| queues.journal.clone()) {
+            spawn("space", Box::new(move || run_space(space, &space_to_make, &segments, &for_space)))?;
+        }
         Ok(threads)
     }
 

@@ -163,3 +163,43 @@ fn a_name_that_was_lost_with_its_account_can_be_taken_and_inherits_nothing() {
     let file = store.state.file_listed(UserId(0), "henderson", "hilang.txt").unwrap();
     assert_eq!(store.disk.files.bytes(file).unwrap(), 5);
 }
+
+#[test]
+fn what_a_start_has_wiped_stays_wiped_when_power_goes() {
+    let disk = SimDisk::new(1);
+    disk.make_root(Path::new("/srv")).unwrap();
+    let mut store = open(&disk).unwrap();
+    make(&mut store, &Change::UserAdded { user: UserId(0), name: "messi", password_hash: "$" });
+    store.commit().unwrap();
+    let end = store.log.end();
+    let first = &Change::UserAdded { user: UserId(1), name: &"x".repeat(40), password_hash: &"y".repeat(1500) };
+    make(&mut store, first);
+    make(&mut store, &Change::UserAdded { user: UserId(2), name: "z", password_hash: &"z".repeat(1500) });
+    store.commit().unwrap();
+    let layout = store.log.layout();
+    let path = store.directory.journal().join(&kurir::segment::Layout::name(layout.segment(end)));
+    drop(store);
+    disk.end_process();
+    // The write was torn: its second record is whole, its first is not.
+    disk.corrupt(&path, |bytes| {
+        let at = memchr::memmem::find(bytes, &[b'y'; 100]).unwrap();
+        bytes[at + 50] ^= 1;
+    })
+    .unwrap();
+    for seed in 0..20 {
+        let disk = disk.snapshot();
+        let store = open(&disk).unwrap();
+        assert_eq!(store.state.users().count(), 1);
+        let end = usize::try_from(layout.offset(store.log.end())).unwrap();
+        drop(store);
+        disk.cut();
+        disk.restart();
+        for _ in 0..seed {
+            disk.cut();
+            disk.restart();
+        }
+        let bytes = disk.read_file(&path).unwrap();
+        assert!(memchr::memmem::find(&bytes, &[b'z'; 100]).is_none(), "what was torn is there again");
+        assert!(bytes[end..].iter().all(|byte| *byte == 0));
+    }
+}

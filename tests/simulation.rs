@@ -919,7 +919,8 @@ impl World {
         let disk = Arc::clone(&self.machine.disk);
         let in_the_middle = disk.is_cut();
         self.seen.cuts += usize::from(in_the_middle);
-        let is_cut = in_the_middle || self.random.one_in(2);
+        // The process alone may be killed in the middle of something too.
+        let is_cut = self.random.one_in(2);
         let synced = self.machine.workers().synced;
         if is_cut {
             disk.cut();
@@ -941,7 +942,7 @@ impl World {
     /// The machine comes back, if it was gone.
     fn go_on_after(&mut self, is_cut: bool, synced: Lsn) {
         if !is_cut {
-            return self.machine.disk.end_process();
+            return self.machine.disk.was_no_cut();
         }
         self.power_was_cut(synced);
         for (copy, expected) in std::mem::take(&mut self.kept) {
@@ -979,7 +980,11 @@ impl World {
             if disk.is_cut() {
                 self.seen.cuts_in_starts += 1;
                 self.machine.workers = None;
-                self.power_was_cut(synced);
+                if self.random.one_in(2) {
+                    self.power_was_cut(synced);
+                } else {
+                    disk.was_no_cut();
+                }
                 continue;
             }
             match started {

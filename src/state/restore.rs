@@ -1,4 +1,5 @@
-//! The way back from a checkpoint: items, which may come in any order, and then what makes one state of them.
+//! The way back from a checkpoint: items, logins and parts of mailboxes behind their users, and then what makes one state of
+//! them all.
 //!
 //! Every invariant is true of what is made, whatever is missing: what names somebody who is not there is left out.
 
@@ -113,8 +114,9 @@ impl State {
         self.ids_skipped = 0;
     }
 
-    /// Makes one state of what was restored.
-    pub fn finish_restore(&mut self) {
+    /// Makes one state of what was restored. Gives back the files that nobody is left to list: their names, and who sent them.
+    pub fn finish_restore(&mut self) -> Vec<(Box<str>, Box<str>)> {
+        let mut unlisted = Vec::new();
         for (id, mut group) in std::mem::take(&mut self.groups) {
             let both = group.members.iter().copied().zip(group.joined.iter().copied());
             (group.members, group.joined) = both.filter(|(member, _)| self.user(*member).is_some()).unzip();
@@ -140,12 +142,15 @@ impl State {
             let is_known = |holder: &_| self.user(*holder).is_some() && !stored.party(*holder).is_empty();
             let holders = stored.holders.iter().copied().filter(is_known).collect();
             stored.holders = holders;
-            if !stored.holders.is_empty() {
+            if stored.holders.is_empty() {
+                unlisted.push((stored.name, stored.from_name));
+            } else {
                 self.put_file(id, stored);
             }
         }
         let files = &self.files;
         self.files_by_origin.retain(|_, file| files.contains_key(file));
+        unlisted
     }
 
     /// Format 3 has the names in lists, of which one may be missing. Nobody and nothing ever gets another name.

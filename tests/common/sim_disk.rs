@@ -1091,6 +1091,15 @@ impl SimDisk {
         enter(&self.state).restart();
     }
 
+    /// What looked like a cut was the end of the process, in the middle of what it did: what the machine has in memory stays.
+    pub(crate) fn was_no_cut(&self) {
+        let mut state = enter(&self.state);
+        state.has_power = true;
+        state.cut_at = None;
+        state.forget_handles();
+        state.prune();
+    }
+
     /// The process that used the disk is gone, and the machine is not: handles and locks go, and nothing else.
     pub(crate) fn end_process(&self) {
         let mut state = enter(&self.state);
