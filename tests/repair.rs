@@ -203,3 +203,27 @@ fn what_a_start_has_wiped_stays_wiped_when_power_goes() {
         assert!(bytes[end..].iter().all(|byte| *byte == 0));
     }
 }
+
+#[test]
+fn what_is_acknowledged_in_the_place_of_a_linked_segment_stays() {
+    let disk = SimDisk::new(1);
+    disk.make_root(Path::new("/srv")).unwrap();
+    let mut store = open(&disk).unwrap();
+    make(&mut store, &Change::UserAdded { user: UserId(0), name: "messi", password_hash: "$" });
+    store.commit().unwrap();
+    let name = kurir::segment::Layout::name(store.log.layout().segment(store.log.end()));
+    store.directory.journal().link_into(&name, store.directory.root(), "linked").unwrap();
+    store.directory.root().sync().unwrap();
+    drop(store);
+    disk.end_process();
+    for _ in 0..20 {
+        let disk = disk.snapshot();
+        let mut store = open(&disk).unwrap();
+        make(&mut store, &Change::UserAdded { user: UserId(1), name: "henderson", password_hash: "$" });
+        store.commit().unwrap();
+        drop(store);
+        disk.cut();
+        disk.restart();
+        assert_eq!(open(&disk).unwrap().state.users().count(), 2);
+    }
+}
