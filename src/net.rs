@@ -257,7 +257,13 @@ impl Server {
         let served = self.serve();
         // The helper threads may still write. A signal need not wait for them, should the disk hang.
         self.is_stopping.store(true, Ordering::SeqCst);
-        let is_ours = self.net.threads.directory().is_still_there();
+        let directory = self.net.threads.directory();
+        let (is_ours, root) = (directory.is_still_there(), directory.root().path().to_owned());
+        // Whatever failed, that is why.
+        let served = served.map_err(|error| match error {
+            ServerError::Work(_) if !is_ours => ServerError::Work(WorkError::DirectoryGone(root)),
+            error => error,
+        });
         let finished = self.net.threads.finish().map_err(ServerError::Work);
         if is_ours && let Err(error) = fs::remove_file(&self.admin_socket) {
             warn!(%error, "the admin socket could not be removed");
