@@ -106,7 +106,10 @@ impl fmt::Display for BackupError {
             }
             Self::Store(error) => error.fmt(f),
             Self::Data(error) => error.fmt(f),
-            Self::Server(error) => write!(f, "the server did not see the backup through: {error}; make it again"),
+            Self::Server(error) => write!(
+                f,
+                "the server did not see the backup through: {error}; make it again, or if the server's disk is full, stop it first"
+            ),
             Self::NotWhole(what) => write!(
                 f,
                 "the copy is not whole, and was removed: {what}; `kurir check` of a stopped server's directory tells more"
@@ -218,7 +221,7 @@ impl Copy {
             }
             let (from, into) = (files.child(&name), target.files().child(&name));
             into.make().map_err(|error| BackupError::Io(into.path().to_owned(), error))?;
-            for file in list(&from)? {
+            for file in list(&from)?.into_iter().filter(|entry| !entry.is_directory) {
                 match self.link(&from, &into, &file.name) {
                     // What was stored and refused after all goes at any time; nobody lists it.
                     Err(BackupError::Io(_, error)) if error.kind() == ErrorKind::NotFound => {}

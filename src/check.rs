@@ -88,6 +88,18 @@ struct FileProblem {
     found: FileFound,
 }
 
+impl FileProblem {
+    /// Where the system does not let it be read, and what it said.
+    fn refusal(&self) -> Option<(PathBuf, io::Error)> {
+        match &self.found {
+            FileFound::Unreadable(error) if error.kind() == ErrorKind::PermissionDenied => {
+                Some((self.path.clone(), ErrorKind::PermissionDenied.into()))
+            }
+            _ => None,
+        }
+    }
+}
+
 #[derive(Debug)]
 enum FileFound {
     Missing,
@@ -144,6 +156,11 @@ pub fn check_on(disk: DiskRef, root: &Path, repair: bool, now: u64) -> Result<Re
         return Err(no_data());
     }
     let directory = DataDirectory::look_at_on(disk, root)?;
+    if repair {
+        for part in [directory.journal(), directory.checkpoints(), directory.files(), directory.incoming()] {
+            part.make().map_err(|error| DataError::Io(part.path().to_owned(), error))?;
+        }
+    }
     let Some(mut survey) = Survey::of(&directory.journal(), &directory.checkpoints())? else {
         let has_files = FileStore::new(directory.files()).has_any().unwrap_or(false);
         let journal = directory.journal().path().to_owned();
@@ -260,7 +277,13 @@ fn file_problems(directory: &DataDirectory, state: &State) -> Vec<FileProblem> {
     let problem = |(file, stored): (FileId, &StoredFile)| {
         let Kept::Apart { sum } = stored.kept else { return None };
         let (path, bytes) = (store.place(file), stored.bytes);
-        let found = match store.sum(file) {
+        // One of another size need not be read.
+        let read = match store.bytes(file) {
+            Ok(found) if found != bytes => Ok((found, 0)),
+            Ok(_) => store.sum(file),
+            Err(error) => Err(error),
+        };
+        let found = match read {
             Err(error) if error.kind() == ErrorKind::NotFound => FileFound::Missing,
             Err(error) => FileFound::Unreadable(error),
             Ok((found, _)) if found != bytes => FileFound::Size(found),
@@ -289,8 +312,11 @@ fn put_right(
         let path = directory.path().to_owned();
         move |error| DataError::Io(path, error)
     };
+    if let Some((path, error)) = findings.files.iter().find_map(FileProblem::refusal) {
+        // That it may not be read says nothing of what is in it.
+        return Err(DataError::Io(path, error));
+    }
     let mut kept = keep_damaged(&survey, damage, findings, &journal, &checkpoints)?;
-    mend_segments(&survey, &journal).map_err(failed(&journal))?;
 
     let end = survey.end;
     let place = Place { lsn: end, bytes: 0 };
@@ -318,6 +344,8 @@ fn put_right(
     } else {
         recovery::begin_anew(&checkpoints, &mut survey)?;
     }
+    // Not before that counts: a segment that was cut short would look like one whose write was torn.
+    mend_segments(&survey, &journal).map_err(failed(&journal))?;
     // The rest is done as a server does it.
     let start = Start { access: Access::Buffered, segment_bytes: Limits::default().segment_bytes, salt: 0, now };
     recovery::recover(directory, start)?;

@@ -64,8 +64,11 @@ pub fn name(number: u64) -> String {
 /// # Errors
 /// What the disk said.
 pub fn list(directory: &Directory) -> io::Result<BTreeSet<u64>> {
-    let number = |written: &str| written.parse().ok().filter(|number| name(*number) == written && *number < u64::MAX);
-    Ok(directory.list()?.iter().filter_map(|entry| number(&entry.name)).collect())
+    // No server makes more of them than this.
+    const NUMBER_END: u64 = 1 << 32;
+    let number = |written: &str| written.parse().ok().filter(|number| name(*number) == written && *number < NUMBER_END);
+    let files = directory.list()?.into_iter().filter(|entry| !entry.is_directory);
+    Ok(files.filter_map(|entry| number(&entry.name)).collect())
 }
 
 /// Writes a checkpoint of these items between the counters and the end. It is there whole, and durable, or not at all.

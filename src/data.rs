@@ -18,10 +18,33 @@ const LOCK: &str = "lock";
 /// A data directory that this process owns until it drops this.
 #[derive(Debug)]
 pub struct DataDirectory {
-    root: Directory,
-    /// Which directory it is, whatever its name may come to mean.
-    identity: (u64, u64),
+    place: Place,
     _locks: Vec<Box<dyn Lock>>,
+}
+
+/// Where a data directory is, and which one it is, whatever its name may come to mean.
+#[derive(Clone, Debug)]
+pub struct Place {
+    root: Directory,
+    identity: (u64, u64),
+}
+
+impl Place {
+    /// True as long as its path leads to the directory that was locked: another one there may be another server's.
+    #[must_use]
+    pub fn is_still_there(&self) -> bool {
+        match self.root.disk().status(self.root.path()) {
+            Ok(status) => status.identity == self.identity,
+            // Anything else says nothing of where it is.
+            Err(error) => error.kind() != ErrorKind::NotFound,
+        }
+    }
+
+    /// Its path.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        self.root.path()
+    }
 }
 
 /// Why a data directory could not be opened.
@@ -136,10 +159,10 @@ impl DataDirectory {
             part.make().map_err(failed(part))?;
         }
         // A process before this one may have made them and not come to sync them.
-        for written in [&directory.files(), &directory.root] {
+        for written in [&directory.files(), directory.root()] {
             written.sync().map_err(failed(written))?;
         }
-        if let Some(parent) = directory.root.parent() {
+        if let Some(parent) = directory.root().parent() {
             parent.sync().map_err(failed(&parent))?;
         }
         Ok(directory)
@@ -194,53 +217,49 @@ impl DataDirectory {
             Err(error) => return Err(failed(&lock)(error)),
         }
         let identity = disk.status(&path).map_err(failed(&path))?.identity;
-        Ok(Self { root, identity, _locks: locks })
+        Ok(Self { place: Place { root, identity }, _locks: locks })
     }
 
     /// Where it is.
     #[must_use]
     pub fn root(&self) -> &Directory {
-        &self.root
+        &self.place.root
     }
 
-    /// True as long as its path leads to the directory that was locked: another one there may be another server's.
+    /// Where it is, and which one.
     #[must_use]
-    pub fn is_still_there(&self) -> bool {
-        match self.root.disk().status(self.root.path()) {
-            Ok(status) => status.identity == self.identity,
-            // Anything else says nothing of where it is.
-            Err(error) => error.kind() != ErrorKind::NotFound,
-        }
+    pub fn place(&self) -> &Place {
+        &self.place
     }
 
     /// Where the journal is.
     #[must_use]
     pub fn journal(&self) -> Directory {
-        self.root.child("journal")
+        self.place.root.child("journal")
     }
 
     /// Where the checkpoints are.
     #[must_use]
     pub fn checkpoints(&self) -> Directory {
-        self.root.child("checkpoint")
+        self.place.root.child("checkpoint")
     }
 
     /// Where stored files are.
     #[must_use]
     pub fn files(&self) -> Directory {
-        self.root.child("files")
+        self.place.root.child("files")
     }
 
     /// Where the admin socket is.
     #[must_use]
     pub fn admin_socket(&self) -> PathBuf {
-        admin_socket(self.root.path())
+        admin_socket(self.place.root.path())
     }
 
     /// Where a repair puts stored files that nothing lists any more.
     #[must_use]
     pub fn lost_files(&self) -> Directory {
-        self.root.child("lost-files")
+        self.place.root.child("lost-files")
     }
 
     /// Where uploads are that are coming in.

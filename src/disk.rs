@@ -337,6 +337,14 @@ impl Directory {
         self.disk.status(&self.path).is_ok_and(|status| status.is_directory)
     }
 
+    /// True when it is there as a directory of its own, and not by a link from elsewhere.
+    #[must_use]
+    pub fn is_no_link(&self) -> bool {
+        let name = self.path.file_name().and_then(|name| name.to_str());
+        let entries = self.parent().and_then(|parent| parent.list().ok()).unwrap_or_default();
+        entries.iter().any(|entry| entry.is_directory && Some(entry.name.as_str()) == name)
+    }
+
     /// Gives a file another name in it.
     pub fn rename(&self, from: &str, to: &str) -> io::Result<()> {
         self.disk.rename(&self.join(from), &self.join(to))

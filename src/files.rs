@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use rustix::io::Errno;
 
 use crate::change::FileId;
-use crate::disk::{Directory, FileRef, Mode, is_full, read_exact_at, read_full_at, write_all_at};
+use crate::disk::{Directory, Entry, FileRef, Mode, is_full, read_exact_at, read_full_at, write_all_at};
 
 /// An upload is synced whenever so much of it was written, so that the disk never has much of it to write at once: a sync
 /// of the journal would have to wait for that.
@@ -125,7 +125,7 @@ impl FileStore {
     pub fn remove_strays(&self, is_known: impl Fn(FileId) -> bool) -> io::Result<usize> {
         let mut removed = 0;
         let incoming = self.incoming();
-        for upload in incoming.list()? {
+        for upload in incoming.list()?.into_iter().filter(|entry| !entry.is_directory) {
             incoming.remove(&upload.name)?;
             removed += 1;
         }
@@ -169,7 +169,12 @@ impl FileStore {
         let mut stored = Vec::new();
         for entry in self.root.list()?.into_iter().filter(|entry| entry.is_directory && entry.name != INCOMING) {
             let directory = self.root.child(&entry.name);
-            stored.extend(directory.list()?.into_iter().map(|file| (directory.clone(), file.name)));
+            // What is called otherwise, or stands elsewhere, is none of ours.
+            let is_ours = |file: &Entry| {
+                !file.is_directory && id_of(&file.name).is_some_and(|id| directory_name(id) == entry.name)
+            };
+            let files = directory.list()?.into_iter().filter(is_ours);
+            stored.extend(files.map(|file| (directory.clone(), file.name)));
         }
         Ok(stored)
     }

@@ -49,9 +49,9 @@ const UNSENT_BYTES: u32 = 256 * 1024;
 /// How long an accept that failed for want of file descriptors is put off.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 /// The longest the loop sleeps, so that what depends on the clock alone happens.
-const SLEEP_MAX: Duration = Duration::from_secs(5);
+const SLEEP_MAX: Duration = Duration::from_secs(1);
 /// How often it is made sure that the data directory is still the one that was locked.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
+const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 // A token holds a connection's place and its generation.
 const _: () = assert!(usize::BITS == 64);
@@ -258,7 +258,7 @@ impl Server {
         // The helper threads may still write. A signal need not wait for them, should the disk hang.
         self.is_stopping.store(true, Ordering::SeqCst);
         let directory = self.net.threads.directory();
-        let (is_ours, root) = (directory.is_still_there(), directory.root().path().to_owned());
+        let (is_ours, root) = (directory.place().is_still_there(), directory.root().path().to_owned());
         // Whatever failed, that is why.
         let served = served.map_err(|error| match error {
             ServerError::Work(_) if !is_ours => ServerError::Work(WorkError::DirectoryGone(root)),
@@ -322,7 +322,7 @@ impl Server {
         }
         self.looked_at = now;
         let directory = self.net.threads.directory();
-        if directory.is_still_there() {
+        if directory.place().is_still_there() {
             return Ok(());
         }
         Err(ServerError::Work(WorkError::DirectoryGone(directory.root().path().to_owned())))

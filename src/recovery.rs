@@ -152,7 +152,7 @@ fn prepare(journal: &Directory, layout: Layout, access: Access, segment: u64) ->
 /// Removes what was never finished.
 fn remove_unfinished(directory: &Directory) -> io::Result<()> {
     for entry in directory.list()? {
-        if entry.name.ends_with(".tmp") {
+        if !entry.is_directory && entry.name.ends_with(".tmp") {
             directory.remove(&entry.name)?;
         }
     }
@@ -192,6 +192,11 @@ fn write_once_more(journal: &Directory, survey: &Survey) -> io::Result<()> {
 pub fn begin_anew(checkpoints: &Directory, survey: &mut Survey) -> Result<(), DataError> {
     let layout = survey.layout;
     let last = survey.segments.last().copied().unwrap_or(0).max(layout.segment(survey.end));
+    // It would count, and no server would start before there is room for the segment behind it.
+    let needed = 2 * layout.segment_bytes + survey.checkpoint.map_or(0, |checkpoint| checkpoint.bytes);
+    if checkpoints.free_bytes().map_err(|error| DataError::Io(checkpoints.path().to_owned(), error))? < needed {
+        return Err(DataError::Io(checkpoints.path().to_owned(), io::ErrorKind::StorageFull.into()));
+    }
     let lsn = layout.start(last + 1);
     let number = survey.checkpoints.last().map_or(1, |newest| newest + 1);
     let counters = survey.state.counters(lsn);

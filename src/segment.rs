@@ -354,7 +354,8 @@ fn number(name: &str) -> Option<u64> {
 /// # Errors
 /// What the disk said.
 pub fn list(directory: &Directory) -> io::Result<BTreeSet<u64>> {
-    Ok(directory.list()?.iter().filter_map(|entry| number(&entry.name)).collect())
+    let files = directory.list()?.into_iter().filter(|entry| !entry.is_directory);
+    Ok(files.filter_map(|entry| number(&entry.name)).collect())
 }
 
 /// Reads the header of a segment, of whichever version; none if it is not one.

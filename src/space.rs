@@ -59,7 +59,7 @@ impl Space {
     /// Looks after these segments, the checkpoints in a directory, and the copy of an older format, if there is one.
     #[must_use]
     pub fn new(segments: SegmentStore, checkpoints: Directory, copy: Directory, layout: Layout) -> Self {
-        let has_copy = copy.exists();
+        let has_copy = copy.is_no_link();
         Self { segments, checkpoints, copy, has_copy, layout }
     }
 

@@ -765,7 +765,6 @@ impl State {
     }
 
     fn move_file(&mut self, file: FileId, place: Place) {
-        self.keep_file(file);
         let Some(StoredFile { kept: Kept::Journal(kept), .. }) = self.files.get_mut(&file) else { return };
         let before = std::mem::replace(kept, place);
         self.usage.add_file(place);
@@ -774,7 +773,6 @@ impl State {
 
     /// Nobody lists the file any more.
     fn lose_file(&mut self, file: FileId) {
-        self.keep_file(file);
         let Some(lost) = self.files.get_mut(&file) else { return };
         let (from, from_name, to_name) = (lost.from, lost.from_name.clone(), lost.to_name.clone());
         let (name, holders) = (lost.name.clone(), std::mem::take(&mut lost.holders));
@@ -816,7 +814,6 @@ impl State {
 
     /// The user no longer lists the file; with the last who did, it goes.
     fn release_file(&mut self, file: FileId, user: UserId) {
-        self.keep_file(file);
         let Some(stored) = self.files.get_mut(&file) else { return };
         stored.holders.retain(|holder| *holder != user);
         if stored.holders.is_empty() {

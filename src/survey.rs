@@ -200,6 +200,7 @@ impl Survey {
         broken.extend(source.missing(&plan).into_iter().map(|number| (number, Broken::Missing)));
         let is_damaged = reading.as_ref().is_some_and(|reading| !reading.damage.is_empty());
         let whole = if is_damaged { source.read_whole(&plan, &broken)? } else { None };
+        let alone = if is_damaged && whole.is_none() { Some(source.read_alone(&plan)?) } else { None };
         let is_whole_journal = whole.is_some();
         let (state, read) = match whole {
             Some(whole) => {
@@ -220,6 +221,10 @@ impl Survey {
                 let mut read = source.read_onto(&mut state, &plan, skipped, (is_damaged, is_cut_short))?;
                 read.orphans.named.splice(..0, orphans.named);
                 read.orphans.more += orphans.more;
+                let (state, mut read) = match alone {
+                    Some((alone, read)) if has_more(&alone, &state) => (alone, read),
+                    _ => (state, read),
+                };
                 orphans = std::mem::take(&mut read.orphans);
                 (state, read)
             }
@@ -324,6 +329,11 @@ impl Headers {
                 broken.insert(*number, Broken::Size(bytes));
             }
         }
+        // What is not one and stands apart from the others was put there by somebody else.
+        let last_good = segments.iter().rev().find(|number| !broken.contains_key(number)).copied().unwrap_or(0);
+        if let Some((far, _)) = broken.range(last_good + 2..).next().filter(|_| headers.is_some()) {
+            return Err(DataError::Foreign(journal.join(&Layout::name(*far))));
+        }
         Ok(headers.map(|headers| Self { broken, ..headers }))
     }
 }
@@ -396,6 +406,14 @@ impl Source<'_> {
         Ok(read.damage.is_empty().then_some((state, read)))
     }
 
+    /// The state that is left of the journal, damaged or not, without a checkpoint.
+    fn read_alone(&self, plan: &Plan) -> Result<(State, JournalReading), DataError> {
+        let mut state = State::new(self.layout.segment_bytes);
+        let alone = Plan { from: self.layout.first(), known_end: plan.known_end };
+        let read = self.read_onto(&mut state, &alone, Skipped::WITHOUT_COUNTERS, (false, false))?;
+        Ok((state, read))
+    }
+
     /// Makes the changes of the journal, and leaves numbers out where it cannot be known how many had been given.
     fn read_onto(
         &self,
@@ -437,6 +455,16 @@ impl Source<'_> {
         read.orphans = orphans;
         Ok(read)
     }
+}
+
+/// True when one state has all that another has, as far as counts tell, and more.
+fn has_more(one: &State, other: &State) -> bool {
+    let counts = |state: &State| {
+        let messages = state.usage().messages();
+        [state.users().count(), state.groups().count(), state.files().count(), messages]
+    };
+    let (one, other) = (counts(one), counts(other));
+    one != other && one.iter().zip(other).all(|(one, other)| *one >= other)
 }
 
 /// True for a change that comes to nothing, since what it belongs to is lost.

@@ -69,7 +69,7 @@ fn link_files(files: &Directory, into: &Directory) -> io::Result<()> {
     for Entry { name, .. } in files.list()?.into_iter().filter(is_part) {
         let (from, to) = (files.child(&name), into.child(&name));
         to.make()?;
-        for file in from.list()? {
+        for file in from.list()?.into_iter().filter(|entry| !entry.is_directory) {
             from.link_or_copy_into(&file.name, &to, &file.name)?;
         }
         to.sync()?;

@@ -15,7 +15,7 @@ use std::time::Duration;
 use mio::Waker;
 
 use crate::compaction::{CompactionJob, Compactor};
-use crate::data::DataDirectory;
+use crate::data::{DataDirectory, Place};
 use crate::disk::FileRef;
 use crate::engine::{Completion, Job};
 use crate::files::{FileDone, FileJob, FileStore, TransferId};
@@ -77,9 +77,23 @@ struct Reporter {
     waker: Arc<Waker>,
     /// What is queued is for nobody any more; only the journal is still written.
     is_finishing: Arc<AtomicBool>,
+    /// Where the data directory is, for those who work by names.
+    place: Place,
 }
 
 impl Reporter {
+    /// True while what is queued is to be done, where it is to be done: by its name another directory may be meant by now.
+    fn goes_on(&self) -> bool {
+        if self.is_finishing.load(Ordering::SeqCst) {
+            return false;
+        }
+        let is_there = self.place.is_still_there();
+        if !is_there {
+            self.say(Err(WorkError::DirectoryGone(self.place.path().to_owned())));
+        }
+        is_there
+    }
+
     /// Says what came of a job; false when nobody listens any more.
     fn say(&self, report: Report) -> bool {
         let is_fine = report.is_ok();
@@ -116,7 +130,8 @@ impl Threads {
         let Disk { journal, space, compactor, texts, files } = disk;
         let (messages_in, messages) = mpsc::channel();
         let is_finishing = Arc::new(AtomicBool::new(false));
-        let reporter = Reporter { messages: messages_in, waker, is_finishing: Arc::clone(&is_finishing) };
+        let place = directory.place().clone();
+        let reporter = Reporter { messages: messages_in, waker, is_finishing: Arc::clone(&is_finishing), place };
         let (journal_jobs, batches) = mpsc::channel();
         // What is handed over is taken when what was handed over before is on the disk.
         let (syncs, to_sync) = mpsc::sync_channel(0);
@@ -296,7 +311,7 @@ fn next_job(journal: &Journal, jobs: &Receiver<JournalJob>) -> Result<JournalJob
 }
 
 fn run_space(mut space: Space, jobs: &Receiver<SpaceJob>, journal: &Sender<JournalJob>, reporter: &Reporter) {
-    for job in jobs.iter().take_while(|_| !reporter.is_finishing.load(Ordering::SeqCst)) {
+    for job in jobs.iter().take_while(|_| reporter.goes_on()) {
         let report = space.run(&job).map_err(|(path, error)| WorkError::Journal(path, error));
         let report = report.map(|(done, made)| {
             // The journal has it before the loop may use it; one that has ended has said why.
@@ -311,7 +326,7 @@ fn run_space(mut space: Space, jobs: &Receiver<SpaceJob>, journal: &Sender<Journ
 }
 
 fn run_compaction(mut compactor: Compactor, jobs: &Receiver<CompactionJob>, reporter: &Reporter) {
-    for job in jobs.iter().take_while(|_| !reporter.is_finishing.load(Ordering::SeqCst)) {
+    for job in jobs.iter().take_while(|_| reporter.goes_on()) {
         let done = compactor.run(job).map_err(WorkError::Checkpoint).transpose();
         if !done.is_none_or(|done| reporter.say(done.map(Completion::Compacted))) {
             return;
@@ -328,7 +343,7 @@ fn run_texts(mut texts: Texts, jobs: &Receiver<TextsJob>, reporter: &Reporter) {
 }
 
 fn run_files(mut files: FileStore, jobs: &Receiver<FileJob>, reporter: &Reporter) {
-    for job in jobs.iter().take_while(|_| !reporter.is_finishing.load(Ordering::SeqCst)) {
+    for job in jobs.iter().take_while(|_| reporter.goes_on()) {
         let done = files.run(job);
         // A file is open before the loop hears of its first block.
         let opened = files.take_opened().map(|(transfer, file)| Message::Opened(transfer, file));
@@ -377,7 +392,9 @@ mod tests {
         let poll = Poll::new().unwrap();
         let waker = Arc::new(Waker::new(poll.registry(), Token(0)).unwrap());
         let (messages_in, messages) = mpsc::channel();
-        let reporter = Reporter { messages: messages_in, waker, is_finishing: Arc::default() };
+        let elsewhere = tempfile::tempdir().unwrap();
+        let place = DataDirectory::open(elsewhere.path()).unwrap().place().clone();
+        let reporter = Reporter { messages: messages_in, waker, is_finishing: Arc::default(), place };
         let (jobs_in, jobs) = mpsc::channel();
         let (syncs, to_sync) = mpsc::sync_channel(0);
         let mut bytes = Vec::new();

@@ -729,3 +729,69 @@ fn a_removed_lock_file_lets_no_second_server_in_and_a_moved_directory_ends_the_f
     assert_eq!(status.code(), Some(1), "{log}");
     assert!(log.contains("was moved, removed or replaced while the server ran"), "{log}");
 }
+
+#[test]
+fn a_checkpoint_that_is_hardly_there_costs_no_more_than_one_that_is_missing() {
+    let root = tempfile::tempdir().unwrap();
+    let data = root.path().join("data");
+    let server = Server::demo(&data, &SMALL);
+    let mut messi = User::new(&server, "messi");
+    let mut henderson = User::new(&server, "henderson");
+    // Old segments go meanwhile, but not the first, in which something waits.
+    messi.send("SEND MESSAGE", "lineker", 100);
+    for _ in 0..4 {
+        messi.send("SEND MESSAGE", "henderson", 1500);
+        henderson.read();
+    }
+    messi.send("SEND MESSAGE", "henderson", 700);
+    server.stop();
+    let waiting = |said: &str| {
+        let line = said.lines().find(|line| line.contains("messages waiting")).unwrap().to_owned();
+        line.split(' ').next().unwrap().parse::<usize>().unwrap()
+    };
+    let checkpoint = only_file(&data.join("checkpoint"));
+    for kept in [0, 100, 3000] {
+        let tried = root.path().join(format!("cut at {kept}"));
+        copy(&data, &tried);
+        let path = tried.join("checkpoint").join(checkpoint.file_name().unwrap());
+        let bytes = fs::read(&path).unwrap();
+        fs::write(&path, &bytes[..kept.min(bytes.len() / 2)]).unwrap();
+        assert_eq!(check(&tried, false).0, Some(1));
+        let (code, said) = check(&tried, true);
+        assert_eq!(code, Some(0), "{said}");
+        let without = root.path().join(format!("without {kept}"));
+        copy(&data, &without);
+        fs::remove_file(without.join("checkpoint").join(checkpoint.file_name().unwrap())).unwrap();
+        let (code, missing) = check(&without, true);
+        assert_eq!(code, Some(0), "{missing}");
+        assert!(waiting(&said) >= waiting(&missing), "{said}\n{missing}");
+    }
+}
+
+#[test]
+fn a_repair_that_fails_leaves_the_damage_to_be_seen() {
+    let root = tempfile::tempdir().unwrap();
+    let data = root.path().join("data");
+    let server = Server::demo(&data, &SMALL);
+    let mut messi = User::new(&server, "messi");
+    let large = "QUJD".repeat(10_000);
+    messi.client.request(&format!("SEND FILE {} henderson b.bin {large}", messi.token)).unwrap();
+    messi.send("SEND MESSAGE", "henderson", 700);
+    server.stop();
+    let first = data.join("journal/0000000001.log");
+    let bytes = fs::read(&first).unwrap();
+    fs::write(&first, &bytes[..79_000]).unwrap();
+    // What is put aside has nowhere to go.
+    fs::write(data.join("lost-files"), "").unwrap();
+    fs::create_dir_all(data.join("files/99")).unwrap();
+    fs::write(data.join("files/99/0000000000000099"), "nobody lists it").unwrap();
+    assert_eq!(check(&data, false).0, Some(1));
+    assert_eq!(check(&data, true).0, Some(2));
+    assert_eq!(check(&data, false).0, Some(1), "the damage is there as before");
+    let started = output(&["serve", "--listen", "127.0.0.1:0", "--data", data.to_str().unwrap()]);
+    assert_eq!(started.status.code(), Some(2));
+    fs::remove_file(data.join("lost-files")).unwrap();
+    assert_eq!(check(&data, true).0, Some(0));
+    assert_eq!(check(&data, false).0, Some(0));
+    assert!(data.join("lost-files/0000000000000099").exists());
+}

@@ -15,7 +15,7 @@ use kurir::disk::DiskRef;
 use kurir::files::{FileJob, TransferId};
 use kurir::log::{Need, Sync};
 use kurir::recovery;
-use kurir::store::{Opening, Store, StoreError};
+use kurir::store::{Opening, Store, StoreError, WorkError};
 use kurir::survey::Survey;
 use sim_disk::SimDisk;
 
@@ -37,11 +37,17 @@ fn check(disk: &Arc<SimDisk>, repair: bool) -> Result<Report, CheckError> {
 }
 
 fn make(store: &mut Store, change: &Change<'_>) {
+    try_make(store, change).unwrap();
+}
+
+/// An error when the disk has failed.
+fn try_make(store: &mut Store, change: &Change<'_>) -> Result<(), WorkError> {
     while store.log.must_wait() {
-        store.commit().unwrap();
+        store.commit()?;
     }
     let place = store.log.append(change, Need::More).unwrap();
     store.state.apply(change, place);
+    Ok(())
 }
 
 /// A disk with a data directory: two accounts, messages in several segments, a stored file, a checkpoint of all that, and a few
@@ -216,14 +222,93 @@ fn what_is_acknowledged_in_the_place_of_a_linked_segment_stays() {
     store.directory.root().sync().unwrap();
     drop(store);
     disk.end_process();
-    for _ in 0..20 {
+    // A start before may have been killed at any step.
+    for step in 0..40 {
         let disk = disk.snapshot();
-        let mut store = open(&disk).unwrap();
-        make(&mut store, &Change::UserAdded { user: UserId(1), name: "henderson", password_hash: "$" });
-        store.commit().unwrap();
-        drop(store);
-        disk.cut();
-        disk.restart();
-        assert_eq!(open(&disk).unwrap().state.users().count(), 2);
+        if step > 0 {
+            disk.cut_after(step);
+            drop(open(&disk));
+            disk.was_no_cut();
+        }
+        for _ in 0..12 {
+            let disk = disk.snapshot();
+            let mut store = open(&disk).unwrap();
+            make(&mut store, &Change::UserAdded { user: UserId(1), name: "henderson", password_hash: "$" });
+            store.commit().unwrap();
+            drop(store);
+            disk.cut();
+            disk.restart();
+            assert_eq!(open(&disk).unwrap().state.users().count(), 2, "step {step}");
+        }
     }
+}
+
+#[test]
+fn a_checkpoint_whose_name_a_killed_process_did_not_sync_is_there_or_the_one_before() {
+    let disk = rich_disk();
+    for step in 1..60 {
+        let disk = disk.snapshot();
+        let directory = DataDirectory::open_on(disk_ref(&disk), Path::new(DATA)).unwrap();
+        let mut survey = Survey::of(&directory.journal(), &directory.checkpoints()).unwrap().unwrap();
+        disk.cut_after(step);
+        let killed = recovery::begin_anew(&directory.checkpoints(), &mut survey);
+        drop(directory);
+        if !disk.is_cut() {
+            assert!(killed.is_ok() && step > 5, "step {step}");
+            return;
+        }
+        disk.was_no_cut();
+        for _ in 0..12 {
+            let disk = disk.snapshot();
+            drop(open(&disk).unwrap());
+            disk.cut();
+            disk.restart();
+            assert_eq!(waiting(&disk), MESSAGES + 3, "step {step}");
+        }
+    }
+    panic!("it never ends");
+}
+
+#[test]
+fn a_process_that_is_killed_at_any_step_takes_nothing_from_the_next() {
+    let accounts_and_a_file = |store: &mut Store, number: u32| {
+        let user = store.state.next_user();
+        try_make(store, &Change::UserAdded { user, name: &format!("user{number}"), password_hash: "$" })
+            .map_err(drop)?;
+        store.commit().map_err(drop)?;
+        let (file, transfer) = (store.state.next_file(), TransferId(1));
+        for job in [FileJob::Append(transfer, b"bytes".to_vec()), FileJob::Store(transfer, file)] {
+            store.disk.files.run(job).map_err(drop)?;
+        }
+        let (from, to, sum) = (user, Target::User(user), Some(crc32c::crc32c(b"bytes")));
+        try_make(store, &Change::FileStored { file, from, to, at: NOW, bytes: 5, name: "a", sum }).map_err(drop)?;
+        store.commit().map_err(drop)
+    };
+    for step in 1..200 {
+        let disk = SimDisk::new(step);
+        disk.make_root(Path::new("/srv")).unwrap();
+        disk.cut_after(step);
+        let killed = open(&disk).map_err(drop).and_then(|mut store| accounts_and_a_file(&mut store, 0));
+        if !disk.is_cut() {
+            assert!(killed.is_ok() && step > 20, "step {step}");
+            return;
+        }
+        // It was the process alone: what the machine has in memory stays, and is synced, or not.
+        disk.was_no_cut();
+        for _ in 0..12 {
+            let disk = disk.snapshot();
+            let mut store = open(&disk).unwrap();
+            accounts_and_a_file(&mut store, 1).unwrap();
+            let (users, files) = (store.state.users().count(), store.state.files().count());
+            drop(store);
+            disk.cut();
+            disk.restart();
+            let store = open(&disk).unwrap_or_else(|error| panic!("step {step}: {error}"));
+            assert_eq!((store.state.users().count(), store.state.files().count()), (users, files), "step {step}");
+            for (file, _) in store.state.files() {
+                assert!(store.disk.files.bytes(file).is_ok_and(|bytes| bytes == 5), "step {step}: {file:?}");
+            }
+        }
+    }
+    panic!("it never ends");
 }

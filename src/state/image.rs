@@ -1,10 +1,10 @@
 //! The state as it was at one position of the journal, written down a little at a time while it goes on changing.
 //!
-//! Users, then groups, then files are written in the order of their numbers. Which of them there are, the members of groups
-//! and all of files are as they were when the image was begun: what is about to change before its turn has come is written
-//! at once, ahead of its turn. The rest is as it is when its turn comes, since to be told once more what the journal has
-//! said meanwhile makes the same of it: the passwords and logins of users, and mailboxes, each of which says up to where it
-//! holds the journal.
+//! Users, then groups, then files are written in the order of their numbers. Which users there are, and groups with their
+//! members, is as it was when the image was begun: what is about to change before its turn has come is written at once,
+//! ahead of its turn. The rest is as it is when its turn comes, and making the changes of the journal since then once more
+//! leads to the same: passwords and logins are set again, files are only ever taken off lists (newer ones the journal has),
+//! and each mailbox says up to where it holds the journal.
 
 use std::collections::BTreeSet;
 use std::ops::Bound;
@@ -54,7 +54,6 @@ struct Writing {
     /// What has been written ahead of its turn, as long as that has not come.
     ahead_users: BTreeSet<UserId>,
     ahead_groups: BTreeSet<GroupId>,
-    ahead_files: BTreeSet<FileId>,
     /// The items that were, encoded, each behind its length.
     ahead: Vec<u8>,
 }
@@ -96,7 +95,6 @@ impl State {
             next: Next::User(UserId(0)),
             ahead_users: BTreeSet::new(),
             ahead_groups: BTreeSet::new(),
-            ahead_files: BTreeSet::new(),
             ahead: Vec::new(),
         }));
         self.counters(lsn)
@@ -223,8 +221,7 @@ impl State {
         };
         writing.next = Next::File(FileId(id.0 + 1));
         // What is newer the journal says.
-        let is_written = writing.ahead_files.remove(id) || stored.lsn >= writing.lsn;
-        is_written || show(&self.file_item(*id, stored))
+        stored.lsn >= writing.lsn || show(&self.file_item(*id, stored))
     }
 
     fn file_item<'s>(&self, file: FileId, stored: &'s StoredFile) -> Item<'s> {
@@ -269,24 +266,6 @@ impl State {
             && writing.ahead_groups.insert(group)
         {
             writing.keep(&group_item(group, known));
-        }
-        self.image.0 = Some(writing);
-    }
-
-    /// A file is about to change.
-    pub(super) fn keep_file(&mut self, file: FileId) {
-        let Some(mut writing) = self.image.0.take() else { return };
-        let is_to_come = match writing.next {
-            Next::User(_) | Next::Entries { .. } | Next::Group(_) => true,
-            Next::File(next) => file >= next,
-            Next::Nothing => false,
-        };
-        if is_to_come
-            && let Some(stored) = self.file(file)
-            && stored.lsn < writing.lsn
-            && writing.ahead_files.insert(file)
-        {
-            writing.keep(&self.file_item(file, stored));
         }
         self.image.0 = Some(writing);
     }
@@ -366,14 +345,14 @@ mod tests {
             }
             let (user, other) = (pick(&users, who), pick(&users, what));
             let group = groups.get(usize::from(what) % groups.len().max(1)).copied();
-            let to = group.filter(|_| size % 2 == 0).map_or(Target::User(other), Target::Group);
+            let to = group.filter(|_| size.is_multiple_of(2)).map_or(Target::User(other), Target::Group);
             let sessions = self.state.user(user).map(|account| account.sessions.clone()).unwrap_or_default();
             let at = u64::from(size);
             match kind % 20 {
                 0 | 1 => self.make(&add),
                 2 => self.make(&Change::UserRemoved { user }),
                 3 => {
-                    let keep = sessions.first().copied().filter(|_| size % 2 == 0);
+                    let keep = sessions.first().copied().filter(|_| size.is_multiple_of(2));
                     self.make(&Change::PasswordChanged { user, password_hash: NAMES[usize::from(size) % 6], keep });
                 }
                 4 => {
@@ -402,7 +381,7 @@ mod tests {
                 14 => self.deliver_or_move(user, size),
                 15 | 16 => self.store(user, to, name, size),
                 17 => {
-                    let party = if size % 2 == 0 { name } else { NAMES[usize::from(size) % 6] };
+                    let party = if size.is_multiple_of(2) { name } else { NAMES[usize::from(size) % 6] };
                     self.make(&Change::FileDropped { user, party, name });
                 }
                 18 => self.move_or_lose(size),
@@ -417,7 +396,7 @@ mod tests {
                 return;
             };
             let (first, last) = (first.sent(), last.sent());
-            if size % 3 == 0 {
+            if size.is_multiple_of(3) {
                 let holders = user.0.to_le_bytes();
                 let (to, holders) = (Target::User(user), Holders::new(&holders));
                 let (from_name, to_name, text) = ("x", "y", "z");
@@ -438,7 +417,7 @@ mod tests {
 
         fn store(&mut self, from: UserId, to: Target, name: &str, size: u8) {
             let (file, at) = (self.state.next_file(), 1);
-            if size % 3 == 0 {
+            if size.is_multiple_of(3) {
                 self.make(&Change::FileStored { file, from, to, at, bytes: u64::from(size), name, sum: Some(1) });
             } else {
                 self.make(&Change::FileSent { file, from, to, at, name, content: b"abc" });
@@ -449,7 +428,7 @@ mod tests {
             let files: Vec<(FileId, Kept)> = self.state.files().map(|(file, stored)| (file, stored.kept)).collect();
             let Some((file, kept)) = files.get(usize::from(size) % files.len().max(1)).copied() else { return };
             match kept {
-                Kept::Journal(_) if size % 4 > 0 => self.make(&Change::FileMoved { file, content: b"abc" }),
+                Kept::Journal(_) if !size.is_multiple_of(4) => self.make(&Change::FileMoved { file, content: b"abc" }),
                 _ => self.make(&Change::FileLost { file }),
             }
         }
