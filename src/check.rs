@@ -331,7 +331,7 @@ fn put_right(
     let highest = store.highest().map_err(failed(&directory.files()))?;
     survey.state.skip_files_to(highest);
 
-    // What nothing lists the next start would remove. It is moved before that is so.
+    // The next start removes stored files that nothing lists, so they are moved away before the checkpoint counts.
     let aside = directory.lost_files();
     let damaged: BTreeSet<FileId> = findings.files.iter().map(|problem| problem.file).collect();
     let is_good = |file| survey.state.file(file).is_some() && !damaged.contains(&file);

@@ -133,7 +133,7 @@ impl Access {
         const NAME: &str = "probe.tmp";
         let block = AlignedBuffer::new(BLOCK_BYTES);
         let written = directory.open(NAME, Mode::CreateDirect).and_then(|file| match file.write_at(block.bytes(), 0) {
-            // What was wrong with the block itself would have been said first.
+            // A file system that refuses direct writes says so before it looks for room.
             Err(error) if is_full(&error) => Ok(()),
             written => written.map(drop),
         });

@@ -549,7 +549,7 @@ impl State {
             return;
         }
         if self.is_taken(name) {
-            // Its number has been given all the same. So it is behind damage alone.
+            // Its number has been given all the same. This happens only when a record that freed the name was lost.
             self.set_users(user.0 as usize + 1);
             return;
         }

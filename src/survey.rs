@@ -215,7 +215,7 @@ impl Survey {
                 if is_damaged {
                     state.skip_ids(source.bytes_behind(plan.from));
                 }
-                // What a segment has lost with its end no mark may tell of any more.
+                // A segment that was cut short may have lost the marks that would show how much is missing.
                 let mut in_reach = broken.range(layout.segment(plan.from)..);
                 let is_cut_short = in_reach.any(|(_, broken)| *broken != Broken::Header);
                 let mut read = source.read_onto(&mut state, &plan, skipped, (is_damaged, is_cut_short))?;

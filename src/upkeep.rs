@@ -26,7 +26,7 @@ const RELOCATED_BYTES_PER_TURN_MAX: usize = 256 * 1024;
 const HOLDERS_MAX: usize = 64;
 /// A holder is about as much work as so many bytes.
 const HOLDER_BYTES: usize = 64;
-/// What changes while a checkpoint is made, and stands before its turn, waits in so much memory at most, more or less.
+/// Requests wait while more than this is kept of what changed before its turn in a checkpoint.
 const AHEAD_BYTES_MAX: usize = 2 * 1024 * 1024;
 /// A checkpoint takes about this for each message that waits.
 const CHECKPOINT_BYTES_PER_ENTRY: u64 = 24;

@@ -634,10 +634,10 @@ fn damage_to_what_was_acknowledged_a_second_before_a_kill_is_no_torn_end() {
     assert_eq!(texts.len(), 500);
     for message in [100, 499] {
         flip(&segment, texts[message]);
+        assert_eq!(check(root.path(), false).0, Some(1), "message {message}");
         let started = output(&["serve", "--listen", "127.0.0.1:0", "--data", root.path().to_str().unwrap()]);
         assert_eq!(started.status.code(), Some(2), "message {message}");
         assert!(text(&started.stderr).contains("is damaged at byte"), "{}", text(&started.stderr));
-        assert_eq!(check(root.path(), false).0, Some(1), "message {message}");
         flip(&segment, texts[message]);
     }
     let server = Server::demo(root.path(), &SMALL);
