@@ -330,6 +330,10 @@ fn put_right(
     let store = FileStore::new(directory.files());
     let highest = store.highest().map_err(failed(&directory.files()))?;
     survey.state.skip_files_to(highest);
+    // The end of the journal may be lost without a trace, and with it messages that had ids.
+    let last = survey.segments.last().map_or(0, |last| last + 1);
+    survey.state.skip_ids(survey.layout.start(last).0.saturating_sub(end.0));
+    survey.state.skip_no_more_ids();
 
     // The next start removes stored files that nothing lists, so they are moved away before the checkpoint counts.
     let aside = directory.lost_files();

@@ -176,6 +176,27 @@ fn a_name_that_was_lost_with_its_account_can_be_taken_and_inherits_nothing() {
 }
 
 #[test]
+fn a_repair_gives_no_id_again_that_the_lost_end_of_a_journal_may_have_given() {
+    let disk = rich_disk();
+    let store = open(&disk).unwrap();
+    let last_id = |store: &Store| store.state.mailbox(UserId(1)).unwrap().last_id();
+    let (given, layout) = (last_id(&store), store.log.layout());
+    let last = store.state.mailbox(UserId(1)).unwrap().entries().back().unwrap().place().lsn;
+    drop(store);
+    disk.end_process();
+    let path = Path::new(DATA).join("journal").join(kurir::segment::Layout::name(layout.segment(last)));
+    let from = usize::try_from(layout.offset(last)).unwrap();
+    // Zeros look like a journal that ends there. What asks for the repair is the file.
+    disk.corrupt(&path, |bytes| bytes[from..].fill(0)).unwrap();
+    let file = disk.files_below(&Path::new(DATA).join("files")).into_iter().next().unwrap();
+    disk.corrupt(&file, |bytes| bytes[0] ^= 1).unwrap();
+    assert!(check(&disk, true).unwrap().is_good());
+    let store = open(&disk).unwrap();
+    assert_eq!(store.state.mailbox(UserId(1)).unwrap().entries().len(), MESSAGES + 2);
+    assert!(last_id(&store) >= given, "{} and {given}", last_id(&store));
+}
+
+#[test]
 fn what_a_start_has_wiped_stays_wiped_when_power_goes() {
     let disk = SimDisk::new(1);
     disk.make_root(Path::new("/srv")).unwrap();
