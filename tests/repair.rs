@@ -176,6 +176,27 @@ fn a_name_that_was_lost_with_its_account_can_be_taken_and_inherits_nothing() {
 }
 
 #[test]
+fn what_stands_behind_damage_gets_ids_that_nothing_had() {
+    let disk = rich_disk();
+    let store = open(&disk).unwrap();
+    let mailbox = store.state.mailbox(UserId(1)).unwrap();
+    let given = mailbox.last_id();
+    let damaged = mailbox.entries()[MESSAGES].place().lsn;
+    let layout = store.log.layout();
+    drop(store);
+    disk.end_process();
+    let path = Path::new(DATA).join("journal").join(kurir::segment::Layout::name(layout.segment(damaged)));
+    let at = usize::try_from(layout.offset(damaged)).unwrap() + 40;
+    disk.corrupt(&path, |bytes| bytes[at] ^= 1).unwrap();
+    assert!(check(&disk, true).unwrap().is_good());
+    let store = open(&disk).unwrap();
+    let mailbox = store.state.mailbox(UserId(1)).unwrap();
+    assert_eq!(mailbox.entries().len(), MESSAGES + 2);
+    let ids: Vec<u64> = mailbox.entries().range(MESSAGES..).map(|entry| entry.id(mailbox.last_id())).collect();
+    assert!(ids.iter().all(|id| *id > given), "{ids:?} and {given}");
+}
+
+#[test]
 fn a_repair_gives_no_id_again_that_the_lost_end_of_a_journal_may_have_given() {
     let disk = rich_disk();
     let store = open(&disk).unwrap();
