@@ -309,7 +309,7 @@ impl FileStore {
         let directory = self.directory(file);
         if !self.made.contains(&directory_name(file)) {
             directory.make()?;
-            // A process before this one may have made it and not come to sync its name.
+            // It may be there already, made by a try whose sync failed.
             self.root.sync()?;
             self.made.insert(directory_name(file));
         }

@@ -184,7 +184,8 @@ def main():
     copy = arguments.keep or tempfile.mkdtemp(prefix="kurir-mutations-")
     os.makedirs(copy, exist_ok=True)
     archive = subprocess.run(["git", "archive", "HEAD"], cwd=top, check=True, capture_output=True).stdout
-    subprocess.run(["tar", "-x"], cwd=copy, input=archive, check=True)
+    # As new as they are unpacked, or cargo takes them for what it last built, which was mutated.
+    subprocess.run(["tar", "-xm"], cwd=copy, input=archive, check=True)
     environment = {**os.environ, "KURIR_SEEDS": arguments.seeds, "RUST_BACKTRACE": "0", "RUSTFLAGS": "-Awarnings"}
     broken = tried(copy, [UNIT, SIMULATION, TAKEOVER, REPAIR, DISK], environment)
     if broken:
