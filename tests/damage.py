@@ -48,12 +48,11 @@ import argparse
 import base64
 import collections
 import concurrent.futures
+import contextlib
 import hashlib
 import json
 import os
 import random
-import re
-import selectors
 import shutil
 import signal
 import socket
@@ -63,6 +62,8 @@ import sys
 import tempfile
 import threading
 import time
+
+import listening
 
 SMALL = ["--segment-bytes", "256KiB", "--checkpoint-bytes", "512KiB"]
 START_SECONDS = 20
@@ -143,23 +144,11 @@ class Server:
         self.kill()
 
     def listen(self):
-        """Waits until it takes connections. It fails if it ends, with its exit code in `ended`."""
-        descriptor, text = self.process.stdout.fileno(), b""
-        deadline = time.monotonic() + START_SECONDS
-        with selectors.DefaultSelector() as selector:
-            selector.register(descriptor, selectors.EVENT_READ)
-            while b"\n" not in text:
-                if not selector.select(max(0, deadline - time.monotonic())):
-                    raise Failure(f"the server does not listen within {START_SECONDS} s")
-                data = os.read(descriptor, 4096)
-                if not data:
-                    code = self.process.wait(START_SECONDS)
-                    raise Failure(f"the server does not start, exit code {code}: {self.log()[-300:].strip()}")
-                text += data
-        found = re.search(rb"listening on 127\.0\.0\.1:(\d+)", text)
-        if not found:
-            raise Failure(f"the server said {text!r}")
-        self.address = ("127.0.0.1", int(found.group(1)))
+        """Waits until it takes connections."""
+        try:
+            self.address = listening.address_of(self.process, START_SECONDS)
+        except listening.NotListening as error:
+            raise Failure(f"{error}: {self.log()[-300:].strip()}") from None
 
     def log(self):
         with open(self.log_path, encoding="utf-8", errors="replace") as log:
@@ -573,7 +562,13 @@ class Author:
 
 
 def contents(directory):
-    return {name: read_file(directory, name) for name in files_of(directory)}
+    """What is in the segments. One that the server gives another name meanwhile is left out."""
+    found = {}
+    for name in os.listdir(directory):
+        if name.endswith(".log"):
+            with contextlib.suppress(FileNotFoundError):
+                found[name] = read_file(directory, name)
+    return found
 
 
 def journal_end(before, sent, after):

@@ -36,7 +36,6 @@ import operator
 import os
 import random
 import re
-import selectors
 import shutil
 import signal
 import socket
@@ -45,6 +44,8 @@ import sys
 import tempfile
 import threading
 import time
+
+import listening
 
 USERS = ["messi", "henderson", "lineker"]
 PASSWORD = "surabaya"
@@ -301,22 +302,10 @@ class Server:
 
     def listen(self):
         """Waits until it takes connections."""
-        descriptor = self.process.stdout.fileno()
-        text = b""
-        deadline = time.monotonic() + START_SECONDS
-        with selectors.DefaultSelector() as selector:
-            selector.register(descriptor, selectors.EVENT_READ)
-            while b"\n" not in text:
-                if not selector.select(max(0, deadline - time.monotonic())):
-                    raise Stop(f"the server did not start within {START_SECONDS} s")
-                data = os.read(descriptor, 4096)
-                if not data:
-                    raise Stop(f"the server ended at its start with exit code {self.process.wait(10)}")
-                text += data
-        found = re.search(rb"listening on 127\.0\.0\.1:(\d+)", text)
-        if not found:
-            raise Stop(f"the server said {text!r}")
-        self.address = ("127.0.0.1", int(found.group(1)))
+        try:
+            self.address = listening.address_of(self.process, START_SECONDS)
+        except listening.NotListening as error:
+            raise Stop(str(error)) from None
 
     def connect(self):
         connection = socket.create_connection(self.address, timeout=STALL_SECONDS)

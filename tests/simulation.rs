@@ -54,7 +54,7 @@ use kurir::store::{self, Disk, Opening, Store, StoreError};
 use kurir::texts::{self, Texts};
 use kurir::upkeep::Holdings;
 use serde_json::Value;
-use sim_disk::SimDisk;
+use sim_disk::{Random, SimDisk};
 
 /// Small, so that there are many segments.
 const SEGMENT_BYTES: u64 = 4096;
@@ -185,26 +185,6 @@ impl Seen {
         self.stored += other.stored;
         self.backups += other.backups;
         self.compared += other.compared;
-    }
-}
-
-/// Numbers that depend on the seed alone (splitmix64, Steele and others 2014).
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
-    }
-
-    fn below(&mut self, end: usize) -> usize {
-        usize::try_from(self.next() % end.max(1) as u64).unwrap()
-    }
-
-    fn one_in(&mut self, count: usize) -> bool {
-        self.below(count) == 0
     }
 }
 

@@ -5,6 +5,8 @@ use std::io::{self, BufRead, BufReader, Read};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::path::Path;
 use std::process::{Child, ChildStdout, Command, ExitStatus, Output, Stdio};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread;
 use std::time::Duration;
 
 use kurir::client::Client;
@@ -32,7 +34,27 @@ pub(crate) fn kurir(arguments: &[&str]) -> Command {
 }
 
 pub(crate) fn output(arguments: &[&str]) -> Output {
-    kurir(arguments).output().unwrap()
+    let child = kurir(arguments).spawn().unwrap();
+    killed_after_patience(child.id(), || child.wait_with_output().unwrap())
+}
+
+/// Waits for a process, which is killed when that takes too long.
+fn killed_after_patience<T>(process: u32, wait: impl FnOnce() -> T) -> T {
+    let (waited, waiting) = mpsc::channel::<()>();
+    let watcher = thread::spawn(move || {
+        if waiting.recv_timeout(PATIENCE) == Err(RecvTimeoutError::Timeout) {
+            signal(process, Signal::KILL);
+        }
+    });
+    let ended = wait();
+    drop(waited);
+    watcher.join().unwrap();
+    ended
+}
+
+fn signal(process: u32, signal: Signal) {
+    let process = Pid::from_raw(i32::try_from(process).unwrap()).unwrap();
+    kill_process(process, signal).unwrap();
 }
 
 pub(crate) fn text(bytes: &[u8]) -> &str {
@@ -102,18 +124,18 @@ impl Server {
     }
 
     pub(crate) fn signal(&self, signal: Signal) {
-        let pid = Pid::from_raw(i32::try_from(self.child.id()).unwrap()).unwrap();
-        kill_process(pid, signal).unwrap();
+        self::signal(self.child.id(), signal);
     }
 
     pub(crate) fn wait(&mut self) -> ExitStatus {
-        self.child.wait().unwrap()
+        killed_after_patience(self.child.id(), || self.child.wait().unwrap())
     }
 
     /// Waits for its end and gives back what it wrote to a pipe.
     pub(crate) fn wait_with_log(&mut self) -> (ExitStatus, String) {
         let mut log = String::new();
-        self.child.stderr.take().unwrap().read_to_string(&mut log).unwrap();
+        let mut stderr = self.child.stderr.take().unwrap();
+        killed_after_patience(self.child.id(), || stderr.read_to_string(&mut log).unwrap());
         (self.wait(), log)
     }
 

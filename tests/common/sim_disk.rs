@@ -64,13 +64,13 @@ fn pieces(offset: u64, length: usize, unit: usize) -> impl Iterator<Item = (u64,
     })
 }
 
-/// Chance that is the same for the same seed (splitmix64).
+/// Chance that is the same for the same seed (splitmix64, Steele and others 2014).
 #[derive(Clone)]
-struct Random(u64);
+pub(crate) struct Random(pub(crate) u64);
 
 impl Random {
     /// The next number; everything else is made of it.
-    fn next(&mut self) -> u64 {
+    pub(crate) fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
@@ -78,12 +78,12 @@ impl Random {
     }
 
     /// One of the numbers below `count`, and 0 when there is none.
-    fn below(&mut self, count: usize) -> usize {
+    pub(crate) fn below(&mut self, count: usize) -> usize {
         small(self.next() % count.max(1) as u64)
     }
 
     /// True once in so many times.
-    fn one_in(&mut self, count: u64) -> bool {
+    pub(crate) fn one_in(&mut self, count: u64) -> bool {
         self.next().is_multiple_of(count.max(1))
     }
 
